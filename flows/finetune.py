@@ -1,0 +1,262 @@
+"""Prove a GPU pool with a real fine-tune: dataset, original model, LoRA training, fine-tuned model, comparison.
+
+    python -m flows.finetune demo                                  the values of the deployment finetune/demo, here
+    python -m flows.finetune demo --set training.num_epochs=2      with some of them changed
+    python -m flows.finetune demo --set dataset.name=rows.jsonl --set dataset.max_rows=500
+
+Without servers running (make ui) it starts its own Prefect and MLflow for the time of the run. Exit status: 0 the gates
+passed, 1 something failed, 2 the settings cannot be used, 3 the gates did not pass, 130 interrupted.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect import flow
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.events.worker import EventsWorker
+from prefect.logging import get_run_logger
+from prefect.logging.handlers import APILogWorker
+from prefect.runtime import flow_run as current_flow_run
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelled, Completed, Failed
+
+from flows.local_stack import REPOSITORY, Addresses, StackError, running_stack, temporary_stack
+from flows.preflight import check_experiment
+from flows.timing import print_timing
+from tasks.compare_models import compare_models
+from tasks.contracts.comparison import Comparison
+from tasks.contracts.files import link, write_json
+from tasks.contracts.job import JobFailed, JobHandle
+from tasks.contracts.overrides import SettingsError, apply_overrides, read_experiment
+from tasks.contracts.run_folder import RunFolder
+from tasks.contracts.settings import Experiment
+from tasks.pool.supervise import Interrupted
+from tasks.prepare_dataset import prepare_dataset
+from tasks.run import Run, open_pool
+from tasks.run_inference import run_inference
+from tasks.tracking.mlflow_runs import Tracking, TrackingUnavailable
+from tasks.train_adapter import train_adapter
+
+PASSED, ERROR, BAD_SETTINGS, GATES_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def cancel_jobs(flow: Any, flow_run: FlowRun, state: State) -> None:
+    """Hook of a flow run that was cancelled or crashed; in another process, so the jobs are found on disk."""
+    parameters = flow_run.parameters
+    values = parameters["experiment"]
+    values = values.model_dump(mode="json") if isinstance(values, Experiment) else values
+    experiment = read_experiment(apply_overrides(values, parameters.get("overrides") or []))
+    name = parameters.get("run") or str(flow_run.id)
+    folder = RunFolder(experiment.storage.resolved(), name)
+    cancel_run(experiment, folder)
+
+
+def cancel_run(experiment: Experiment, folder: RunFolder) -> None:
+    """Stop every job of a run; when this returns none of their processes is left."""
+    pool = open_pool(experiment)
+    for newest in sorted(folder.jobs.glob("*/NEWEST")):
+        pool.cancel(JobHandle(str(newest.parent / newest.read_text().strip())))
+
+
+@flow(name="finetune", on_cancellation=[cancel_jobs], on_crashed=[cancel_jobs], persist_result=False)
+def finetune(experiment: Experiment, overrides: Sequence[str] = (), run: str | None = None) -> Any:
+    """Fine-tune a model for function calling and compare it with the original.
+
+    Args:
+        experiment: every setting of the run.
+        overrides: assignments that change single settings, as `training.num_epochs=2`.
+        run: name of the run and its folder; empty: the flow run's id. A retry of the same name resumes.
+    """
+    experiment = read_experiment(apply_overrides(experiment.model_dump(mode="json"), list(overrides)))
+    experiment = experiment.model_copy(update={"storage": experiment.storage.resolved()})
+    check_experiment(experiment)
+    started = start_run(experiment, run or str(current_flow_run.id))
+    try:
+        comparison = run_stages(started)
+    except (Interrupted, KeyboardInterrupt):
+        end_run(started, "KILLED")
+        return Cancelled(message="stopped on request; finished stages are kept for the next run")
+    except BaseException:
+        end_run(started, "FAILED")
+        raise
+    verdict = "PASS" if comparison.passed else "FAIL"
+    get_run_logger().info("%s. %s Report: %s", verdict, comparison.statement, started.folder.report / "comparison.html")
+    if comparison.passed:
+        end_run(started, "FINISHED")
+        return Completed(message=f"PASS. {comparison.statement}")
+    end_run(started, "FAILED")
+    missed = "; ".join(f"{g.description}: {g.value} against {g.threshold}" for g in comparison.gates if not g.passed)
+    return Failed(name="GatesFailed", message=f"FAIL. Gates not met: {missed}. {comparison.statement}")
+
+
+def run_stages(run: Run) -> Comparison:
+    """The sentence that describes the pipeline."""
+    futures: list[Any] = []
+    try:
+        dataset = prepare_dataset.submit(run)
+        futures.append(dataset)
+        prepared = dataset.result()
+        # Neither needs the other: a pool with room runs them side by side.
+        original = run_inference.submit(run, prepared, "baseline")
+        adapter = train_adapter.submit(run, prepared)
+        futures += [original, adapter]
+        tuned = None if run.experiment.inference.adapter == "none" else adapter.result().path
+        finetuned = run_inference.submit(run, prepared, "finetuned", tuned)
+        futures.append(finetuned)
+        comparison: Comparison = compare_models(
+            run, prepared, original.result(), finetuned.result(), adapter.result()
+        )
+        return comparison
+    except BaseException:
+        # One stage failed or someone asked us to stop: the others' jobs end too, and are waited for.
+        run.stop.set()
+        for future in futures:
+            future.wait()
+        raise
+
+
+def start_run(experiment: Experiment, name: str) -> Run:
+    """The run's folder and its parent run in MLflow."""
+    folder = RunFolder(experiment.storage, name)
+    tracking = Tracking.from_environment()
+    mlflow_run = tracking.start_parent(name, {"prefect.flow_run_id": str(current_flow_run.id or "")})
+    folder.root.mkdir(parents=True, exist_ok=True)
+    write_json(
+        folder.experiment,
+        {
+            "experiment": experiment.model_dump(mode="json"),
+            "git_revision": git_revision(),
+            "libraries": {n: importlib.metadata.version(n) for n in ("prefect", "mlflow", "torch", "transformers", "trl")},
+            "mlflow_run_id": mlflow_run,
+            "started": datetime.now(UTC).isoformat(),
+        },
+    )
+    link(folder.latest, folder.root)
+    tracking.log_params(mlflow_run, experiment.model_dump(mode="json"))
+    tracking.log_files(mlflow_run, [folder.experiment])
+    logger = get_run_logger()
+    logger.info("run %s in %s", name, folder.root)
+    logger.info("MLflow: %s", tracking.link(mlflow_run))
+    return Run(experiment, folder, tracking, mlflow_run, threading.Event())
+
+
+def end_run(run: Run, status: Any) -> None:
+    """Make MLflow say what happened."""
+    run.tracking.end_open_children(run.mlflow_run_id, status)
+    run.tracking.end(run.mlflow_run_id, status)
+
+
+def git_revision() -> str | None:
+    """The commit of this code, with a mark when files differ from it; None outside a checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=REPOSITORY, capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        return None
+    return found.stdout.strip() or None
+
+
+def main() -> int:
+    started = time.time()
+    arguments = _parse()
+    try:
+        values = deployment_values(arguments.deployment)
+        experiment = read_experiment(apply_overrides(values, arguments.set))
+        experiment = experiment.model_copy(update={"storage": experiment.storage.resolved()})
+        check_experiment(experiment)
+        name = arguments.run or f"{arguments.deployment}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+        folder = RunFolder(experiment.storage, name)
+    except (SettingsError, ValueError) as error:
+        print(_listed("these settings cannot be used", error), file=sys.stderr)
+        return BAD_SETTINGS
+    with ExitStack() as stack:
+        try:
+            addresses = running_stack()
+            if addresses is None:
+                print("starting Prefect and MLflow for this run (none are running; 'make ui' keeps them)", flush=True)
+                addresses = stack.enter_context(temporary_stack(Path(experiment.storage.shared)))
+            state = _run_flow(experiment, name, addresses)
+        except StackError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return ERROR
+        except KeyboardInterrupt:
+            print("\ninterrupted before the first stage; nothing was submitted", file=sys.stderr)
+            return INTERRUPTED
+        print_timing(folder, started)
+    return _conclude(state, folder)
+
+
+def _run_flow(experiment: Experiment, name: str, addresses: Addresses) -> State:
+    os.environ.update(addresses.environment())
+    with temporary_settings({PREFECT_API_URL: addresses.prefect_api}):
+        state: State = finetune(experiment=experiment, run=name, return_state=True)  # type: ignore[call-overload]
+        # Logs and events travel in the background; the servers may be ours and about to stop.
+        APILogWorker.drain_all(timeout=10)
+        EventsWorker.drain_all(timeout=10)
+    return state
+
+
+def _conclude(state: State, folder: RunFolder) -> int:
+    report = folder.report / "comparison.html"
+    if state.is_completed():
+        print(f"\n{state.message}\nreport: {report}")
+        return PASSED
+    if state.is_cancelled():
+        print(f"\nstopped. {state.message}", file=sys.stderr)
+        return INTERRUPTED
+    print(f"\n{_listed('the run failed', state.message or state.name or 'unknown')}", file=sys.stderr)
+    if state.name == "GatesFailed":
+        print(f"report: {report}", file=sys.stderr)
+        return GATES_FAILED
+    print(f"logs: {folder.jobs}", file=sys.stderr)
+    return ERROR
+
+
+def deployment_values(deployment: str) -> dict[str, Any]:
+    """The experiment that ``deployments/prefect.yaml`` gives a deployment of this flow.
+
+    Raises:
+        SettingsError: there is no such deployment.
+    """
+    import yaml
+
+    text = (REPOSITORY / "deployments" / "prefect.yaml").read_text()
+    found = {
+        entry["name"]: entry["parameters"]["experiment"]
+        for entry in yaml.safe_load(text)["deployments"]
+        if entry["entrypoint"].endswith(":finetune")
+    }
+    if deployment not in found:
+        raise SettingsError(f"{deployment!r} is no deployment of finetune; there are: {', '.join(sorted(found))}")
+    values: dict[str, Any] = found[deployment]
+    return values
+
+
+def _listed(what: str, error: object) -> str:
+    return f"error: {what}:\n" + "\n".join(f"  {line}" for line in str(error).splitlines())
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.finetune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("deployment", help="whose values to use: demo, poc or poc-reference")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting; repeatable")
+    parser.add_argument("--run", help="name of the run and its folder; the same name again resumes (default: by time)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

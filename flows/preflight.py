@@ -1,0 +1,81 @@
+"""What is checked before anything is submitted; everything that is wrong is reported at once."""
+
+import os
+import shutil
+from pathlib import Path
+
+from tasks.contracts.job import JobSpec
+from tasks.contracts.overrides import SettingsError
+from tasks.contracts.settings import Experiment
+from tasks.dataset.sources.read import DatasetNotFound, check_dataset
+from tasks.models.identity import ModelNotFound, check_model
+from tasks.pool.local import check_gpus
+from tasks.training.plan import plan_training
+
+
+def check_experiment(experiment: Experiment) -> None:
+    """Refuse a run that cannot succeed.
+
+    Raises:
+        SettingsError: listing every reason, each with value, limit and what to do.
+    """
+    problems: list[str] = []
+    for check in (_model, _dataset, _plan, _gpus, _space):
+        try:
+            check(experiment)
+        except (ModelNotFound, DatasetNotFound, ValueError, OSError) as error:
+            problems.append(str(error))
+    if problems:
+        raise SettingsError("\n".join(problems))
+
+
+def _model(experiment: Experiment) -> None:
+    check_model(experiment.model)
+
+
+def _dataset(experiment: Experiment) -> None:
+    check_dataset(experiment.dataset)
+
+
+def _plan(experiment: Experiment) -> None:
+    """With the most rows that the settings allow; the stage itself checks again with the rows there are."""
+    dataset = experiment.dataset
+    if dataset.max_rows is None:
+        return
+    rows = dataset.max_rows - dataset.num_test_rows - dataset.num_unseen_tools_rows
+    plan_training(experiment.training, num_rows=rows, world_size=experiment.pool.world_size)
+
+
+def _gpus(experiment: Experiment) -> None:
+    pool = experiment.pool
+    check_gpus(
+        JobSpec(
+            name="check",
+            module="",
+            arguments={},
+            folder="",
+            num_nodes=pool.num_nodes,
+            processes_per_node=pool.processes_per_node,
+            gpus=pool.gpus,
+        )
+    )
+
+
+def _space(experiment: Experiment) -> None:
+    storage = experiment.storage
+    for name, path in (("shared", storage.shared), ("logs", storage.logs), ("scratch", storage.scratch)):
+        if path is None:
+            continue
+        folder = Path(path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"storage.{name}={path}: cannot be made: {error.strerror}; choose another") from error
+        if not os.access(folder, os.W_OK):
+            raise ValueError(f"storage.{name}={path}: may not be written by this user; choose another")
+        free = shutil.disk_usage(folder).free / 1e9
+        if name == "shared" and free < storage.min_free_gbytes:
+            raise ValueError(
+                f"storage.shared={path}: {free:.1f} GB are free and storage.min_free_gbytes={storage.min_free_gbytes:g} "
+                "are wanted; free some, choose another folder, or lower the limit"
+            )

@@ -1,0 +1,152 @@
+"""Stage: both models' answers to a verdict, a report and a registered adapter."""
+
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from prefect import task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+
+from tasks.contracts.comparison import Comparison, ModelFigures
+from tasks.contracts.conversation import example_from_record
+from tasks.contracts.files import read_json
+from tasks.contracts.prediction import Prediction, prediction_from_record
+from tasks.evaluation.compare import compare
+from tasks.prepare_dataset import PreparedDataset
+from tasks.report.build import ReportInputs, build_report, comparison_markdown
+from tasks.run import Run
+from tasks.run_inference import Answers
+from tasks.stage import child_run
+from tasks.train_adapter import TrainedAdapter
+
+STAGE = "compare_models"
+LIBRARIES = ("prefect", "mlflow", "torch", "transformers", "trl", "peft", "datasets")
+
+
+@task(name=STAGE, cache_policy=NO_CACHE)
+def compare_models(
+    run: Run, dataset: PreparedDataset, original: Answers, finetuned: Answers, adapter: TrainedAdapter
+) -> Comparison:
+    """Score, compare, report, register."""
+    with child_run(run, STAGE) as child:
+        examples = [example_from_record(r) for r in pq.read_table(Path(dataset.path) / "test.parquet").to_pylist()]
+        comparison = compare(
+            examples, _predictions(original), _predictions(finetuned), run.experiment.gates, adapter.figures
+        )
+        inputs = ReportInputs(
+            run=run.folder.run,
+            model=run.experiment.model.name,
+            dataset=run.experiment.dataset.name,
+            quality=read_json(Path(dataset.path) / "quality.json"),
+            training=adapter.figures,
+            points=_points(run),
+            provenance=_provenance(run, dataset, adapter),
+        )
+        build_report(comparison, inputs, run.folder.report)
+        _record(run, child, comparison, original, finetuned, adapter, dataset)
+    _show(run, comparison, comparison_markdown(comparison, inputs))
+    return comparison
+
+
+def _predictions(answers: Answers) -> list[Prediction]:
+    return [prediction_from_record(r) for r in pq.read_table(Path(answers.path) / "predictions.parquet").to_pylist()]
+
+
+def _points(run: Run) -> list[tuple[int, Mapping[str, float]]]:
+    """The loss curve over all attempts; where two logged one step, the newer counts."""
+    points: dict[int, Mapping[str, float]] = {}
+    for file in sorted(run.folder.job("train_adapter").glob("*/metrics.jsonl")):
+        for line in file.read_text().splitlines():
+            point = json.loads(line)
+            points[point["step"]] = point["metrics"]
+    return sorted(points.items())
+
+
+def _provenance(run: Run, dataset: PreparedDataset, adapter: TrainedAdapter) -> dict[str, Any]:
+    return {
+        "settings": run.experiment.model_dump(mode="json"),
+        "dataset_sha256": dataset.digest,
+        "base_weights_sha256": adapter.figures["base_weights_sha256"],
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
+
+
+def _record(
+    run: Run,
+    child: str,
+    comparison: Comparison,
+    original: Answers,
+    finetuned: Answers,
+    adapter: TrainedAdapter,
+    dataset: PreparedDataset,
+) -> None:
+    tracking = run.tracking
+    # The same names on both runs: selecting the two in the MLflow UI compares the models.
+    tracking.log_metrics(original.mlflow_run_id, _figures(comparison, "original"))
+    tracking.log_metrics(finetuned.mlflow_run_id, _figures(comparison, "finetuned"))
+    primary = comparison.groups[0]
+    summary: dict[str, float | None] = {
+        "comparison/difference": primary.paired.difference,
+        "comparison/difference_low": primary.paired.low,
+        "comparison/difference_high": primary.paired.high,
+        "comparison/p_value": primary.paired.p_value,
+        "comparison/passed": float(comparison.passed),
+    }
+    for run_id in (child, run.mlflow_run_id):
+        tracking.log_metrics(run_id, summary)
+        tracking.client.set_tag(run_id, "verdict", "PASS" if comparison.passed else "FAIL")
+    tracking.log_metrics(run.mlflow_run_id, _figures(comparison, "finetuned"))
+    tracking.log_folder(child, run.folder.report, "report")
+    tracking.log_folder(run.mlflow_run_id, run.folder.report, "report")
+    version = tracking.register_adapter(
+        model=run.experiment.model.name,
+        run_id=adapter.mlflow_run_id,
+        tags={
+            "verdict": "PASS" if comparison.passed else "FAIL",
+            "run": run.folder.run,
+            "dataset_sha256": dataset.digest,
+            "base_weights_sha256": adapter.figures["base_weights_sha256"],
+        },
+        passed=comparison.passed,
+    )
+    get_run_logger().info("registered the adapter as %s", version)
+
+
+def _figures(comparison: Comparison, model: str) -> dict[str, float | None]:
+    metrics: dict[str, float | None] = {}
+    for group in comparison.groups:
+        figures: ModelFigures = getattr(group, model)
+        prefix = "eval/" if group is comparison.groups[0] else f"eval/{group.name}/"
+        metrics[f"{prefix}exact_match"] = figures.exact_match.value
+        metrics[f"{prefix}exact_match_lenient"] = figures.exact_match_lenient.value
+        metrics[f"{prefix}call_name"] = figures.call_name.value
+        metrics[f"{prefix}arguments"] = figures.arguments.value
+        metrics[f"{prefix}parse_rate"] = figures.parse_rate.value
+        metrics[f"{prefix}call_rate"] = figures.call_rate.value
+        metrics[f"{prefix}num_unscored"] = figures.num_unscored
+    return metrics
+
+
+def _show(run: Run, comparison: Comparison, markdown: str) -> None:
+    create_markdown_artifact(markdown, key="comparison", description=comparison.statement)
+    rows = [
+        {
+            "requests": group.title,
+            "n": group.n,
+            "original": _percent(group.original.exact_match.value),
+            "fine-tuned": _percent(group.finetuned.exact_match.value),
+            "p": "" if group.paired.p_value is None else f"{group.paired.p_value:.2g}",
+        }
+        for group in comparison.groups
+    ]
+    create_table_artifact(rows, key="exact-match", description="Exact match, original and fine-tuned")
+    create_link_artifact(run.tracking.link(run.mlflow_run_id), "MLflow run", key="mlflow", description=run.folder.run)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"

@@ -1,0 +1,108 @@
+"""What a job is and what became of it; the same on every scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NewType, Protocol
+
+JobHandle = NewType("JobHandle", str)
+"""A plain string, kept on disk, so that another process can take over."""
+
+
+class JobState(Enum):
+    """Where a job stands. What a backend does not understand is UNKNOWN, which is never success."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    PREEMPTED = "preempted"
+    CANCELLED = "cancelled"
+    UNKNOWN = "unknown"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the job will never run again."""
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.PREEMPTED, JobState.CANCELLED)
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What runs, independent of where.
+
+    Attributes:
+        name: unique in the pool, deterministic: the same name twice is the same job.
+        module: Python module that every rank runs as ``python -m module spec.json``.
+        arguments: JSON-serialisable; what the module is told.
+        folder: on shared storage; holds one sub-folder per attempt.
+        log_folder: where the nodes' logs go; None: into the attempt's folder.
+        num_nodes, min_num_nodes, processes_per_node: width; it never starts with fewer nodes than the minimum.
+        gpus: one GPU per process.
+        env: added to the environment of every rank; never a secret.
+        time_limit_s: longest run.
+    """
+
+    name: str
+    module: str
+    arguments: Mapping[str, Any]
+    folder: str
+    num_nodes: int = 1
+    min_num_nodes: int = 1
+    processes_per_node: int = 1
+    gpus: bool = False
+    env: Mapping[str, str] = field(default_factory=dict)
+    time_limit_s: float = 4 * 3600
+    log_folder: str | None = None
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line of one node's output."""
+
+    node: int
+    text: str
+
+
+@dataclass(frozen=True)
+class JobError:
+    """Why a job failed: the first failing rank's own error, and the last lines of every node."""
+
+    summary: str
+    rank: int | None = None
+    node: int | None = None
+    traceback: str = ""
+    last_lines: tuple[LogLine, ...] = ()
+
+
+class Pool(Protocol):
+    """The GPU pool: submit, look, read, stop."""
+
+    def submit(self, job: JobSpec) -> JobHandle:
+        """Start the job, or adopt the attempt of this name that is queued, running or finished well."""
+
+    def state(self, job: JobHandle) -> JobState:
+        """Where it stands."""
+
+    def logs(self, job: JobHandle) -> Iterator[LogLine | None]:
+        """Every node's lines, live, from the first one; None while there is nothing new; ends after the last."""
+
+    def error(self, job: JobHandle) -> JobError | None:
+        """Why it failed; None if it did not."""
+
+    def cancel(self, job: JobHandle) -> None:
+        """Stop it; when this returns no process of it is left."""
+
+
+class JobFailed(RuntimeError):
+    """A job that ended without success."""
+
+    def __init__(self, name: str, state: JobState, error: JobError) -> None:
+        self.name, self.state, self.error = name, state, error
+        lines = [f"job {name} {state.value}: {error.summary}"]
+        if error.traceback:
+            lines.append(error.traceback.rstrip())
+        elif error.last_lines:
+            lines += [f"[node {line.node}] {line.text}" for line in error.last_lines]
+        super().__init__("\n".join(lines))

@@ -1,0 +1,102 @@
+"""Dotted assignments over settings: ``training.num_epochs=2``.
+
+Prefect replaces a parameter whole, so a partial ``experiment`` from the command line would silently reset the rest;
+assignments change one value each and leave the others.
+"""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from tasks.contracts.settings import Experiment
+
+
+class SettingsError(ValueError):
+    """One or more settings that cannot be used; the message lists all of them."""
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Settings as plain values with each ``dotted.name=value`` applied; values are read as YAML scalars or lists.
+
+    Raises:
+        SettingsError: listing every assignment that has no ``=``, or names no setting.
+    """
+    result: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    problems: list[str] = []
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        path = name.strip().split(".")
+        unknown = _unknown_part(path)
+        if not equals:
+            problems.append(f"{override!r} is not an assignment; write it as training.num_epochs=2")
+        elif unknown:
+            problems.append(unknown)
+        else:
+            target = result
+            for part in path[:-1]:
+                target[part] = dict(target.get(part) or {})
+                target = target[part]
+            try:
+                target[path[-1]] = yaml.safe_load(text)
+            except yaml.YAMLError:
+                target[path[-1]] = text
+            # YAML 1.1 reads 1e-3 as text; a number is what anyone means.
+            if isinstance(target[path[-1]], str):
+                target[path[-1]] = _number(text)
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return result
+
+
+def read_experiment(values: dict[str, Any]) -> Experiment:
+    """Validated settings.
+
+    Raises:
+        SettingsError: with one line for every value that is unknown, missing or out of range.
+    """
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(problem) for problem in error.errors())) from error
+
+
+def _number(text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _explain(problem: Any) -> str:
+    path = [str(part) for part in problem["loc"] if part != "tuple[str,...]"]
+    name = ".".join(path) or "experiment"
+    if problem["type"] == "extra_forbidden":
+        return _unknown_part(path) or f"{name}: unknown setting"
+    if problem["type"] == "missing":
+        return f"{name}: has no default and must be given, e.g. --set {name}=embedded"
+    message = problem["msg"].removeprefix("Value error, ")
+    # A model-level message already names its values; a field's needs the value that was refused.
+    return f"{name}: {message}" if problem["type"] == "value_error" else f"{name}={problem['input']!r}: {message}"
+
+
+def _unknown_part(path: Sequence[str]) -> str | None:
+    """What is wrong with a setting's dotted name, or None."""
+    model: type[BaseModel] = Experiment
+    for depth, part in enumerate(path):
+        field = model.model_fields.get(part)
+        if field is None:
+            prefix = ".".join(path[:depth])
+            names = [f"{prefix}.{name}" if prefix else name for name in model.model_fields]
+            close = difflib.get_close_matches(".".join(path[: depth + 1]), names, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else "there are: " + ", ".join(names)
+            return f"{'.'.join(path)}: unknown setting; {hint}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            model = field.annotation
+        elif depth < len(path) - 1:
+            return f"{'.'.join(path)}: unknown setting; {'.'.join(path[: depth + 1])} has no parts"
+    if model is not Experiment and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        return f"{'.'.join(path)}: is a group of settings; set one of {', '.join(model.model_fields)}"
+    return None

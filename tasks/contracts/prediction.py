@@ -1,0 +1,62 @@
+"""What a model answered to one example, read strictly and leniently."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tasks.contracts.conversation import Call, calls_from_json, calls_to_json
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The calls read from an answer, or why none could be read. No calls and no error: an answer in words."""
+
+    calls: tuple[Call, ...]
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One answer.
+
+    Attributes:
+        example_id: which request.
+        text: the answer as generated, without the end-of-turn token.
+        strict: read by the format that the model was told, to the letter.
+        lenient: read with the usual slips forgiven; never used for a gate.
+        num_prompt_tokens, num_new_tokens: counts, padding left out.
+        was_cut: the answer reached the longest length allowed.
+        latency_s: seconds from the batch's start to its end, shared by the batch.
+    """
+
+    example_id: str
+    text: str
+    strict: Reading
+    lenient: Reading
+    num_prompt_tokens: int
+    num_new_tokens: int
+    was_cut: bool
+    latency_s: float
+
+
+def prediction_to_record(prediction: Prediction) -> dict[str, Any]:
+    """A flat record, for Parquet."""
+    record = asdict(prediction)
+    for reading in ("strict", "lenient"):
+        del record[reading]
+        value: Reading = getattr(prediction, reading)
+        record[f"{reading}_calls"] = calls_to_json(value.calls)
+        record[f"{reading}_error"] = value.error
+    return record
+
+
+def prediction_from_record(record: Mapping[str, Any]) -> Prediction:
+    """The inverse of :func:`prediction_to_record`."""
+    readings = {
+        name: Reading(calls_from_json(record[f"{name}_calls"]), record[f"{name}_error"])
+        for name in ("strict", "lenient")
+    }
+    names = ("example_id", "text", "num_prompt_tokens", "num_new_tokens", "was_cut", "latency_s")
+    return Prediction(**{name: record[name] for name in names}, **readings)

@@ -1,0 +1,77 @@
+"""Where everything of a run lies."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.contracts.settings import StorageSettings
+
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """``<storage>/runs/<run>`` and what is in it.
+
+    Raises:
+        ValueError: the run's name could leave the folder or is no name on some scheduler.
+    """
+
+    storage: StorageSettings
+    run: str
+
+    def __post_init__(self) -> None:
+        if not SAFE_NAME.fullmatch(self.run):
+            raise ValueError(
+                f"run={self.run!r} is not a usable name: up to 63 letters, digits, '.', '_' and '-', "
+                "beginning with a letter or digit"
+            )
+
+    @property
+    def root(self) -> Path:
+        return Path(self.storage.shared) / "runs" / self.run
+
+    @property
+    def experiment(self) -> Path:
+        return self.root / "experiment.json"
+
+    @property
+    def dataset(self) -> Path:
+        return self.root / "dataset"
+
+    @property
+    def training(self) -> Path:
+        return self.root / "training"
+
+    @property
+    def adapter(self) -> Path:
+        return self.training / "adapter"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report"
+
+    @property
+    def jobs(self) -> Path:
+        return self.root / "jobs"
+
+    def inference(self, which: str) -> Path:
+        """The answers of ``baseline`` or ``finetuned``."""
+        return self.root / "inference" / which
+
+    def job(self, stage: str) -> Path:
+        """A stage's attempts."""
+        return self.jobs / stage
+
+    def job_logs(self, stage: str) -> str | None:
+        """Where a stage's node logs go when logs have a root of their own."""
+        return None if self.storage.logs is None else str(Path(self.storage.logs) / self.run / stage)
+
+    @property
+    def cache(self) -> Path:
+        """Results that several runs share, by the digest of what made them."""
+        return Path(self.storage.shared) / "cache"
+
+    @property
+    def latest(self) -> Path:
+        return Path(self.storage.shared) / "runs" / "latest"

@@ -1,0 +1,211 @@
+"""Every setting of a fine-tuning run: one frozen, typed tree, validated where it is defined.
+
+The Prefect UI makes its form of this module: each field's title, default, unit and description stand here and nowhere
+else. Model and dataset have no default, because no default is right for anyone's own case.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and an unknown name is an error rather than ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def _plain_path(value: str) -> str:
+    if "\0" in value or "\n" in value:
+        raise ValueError(f"{value!r} is not a path: it contains a line break or a NUL character")
+    return value
+
+
+FolderPath = Annotated[str, AfterValidator(_plain_path)]
+
+
+class ModelSettings(Settings):
+    """Which model is fine-tuned."""
+
+    name: str = Field(min_length=1, examples=["embedded", "meta-llama/Llama-3.1-8B-Instruct", "/models/my-model"])
+    """`embedded` (SmolLM2-135M-Instruct, needs no network), a local folder, or a model id on the Hugging Face hub."""
+    revision: str | None = None
+    """Commit of a model on the hub; only a full commit hash lets later runs reuse this run's results."""
+    family: Literal["auto", "smollm2", "llama3"] = "auto"
+    """How conversations are written for the model; `auto` reads it off the model and fails when it is not known."""
+
+
+class DatasetSettings(Settings):
+    """Which conversations teach and test it."""
+
+    name: str = Field(min_length=1, examples=["embedded", "NousResearch/hermes-function-calling-v1", "/data/rows.jsonl"])
+    """`embedded` (written from a seed, needs no network), a .jsonl, .json or .parquet file, or a dataset id on the
+    Hugging Face hub."""
+    format: Literal["hermes", "glaive", "sharegpt"] = "hermes"
+    """Format of the rows: hermes-function-calling-v1, glaive-function-calling-v2, or ShareGPT with tools."""
+    config: str | None = None
+    """Configuration (subset) of a dataset on the hub, as `func_calling_singleturn`."""
+    revision: str | None = None
+    """Commit of a dataset on the hub."""
+    max_rows: int | None = Field(default=None, ge=2)
+    """Rows of the source to use in all, chosen by the seed; empty: all. The embedded dataset writes this many."""
+    num_test_rows: int = Field(default=100, ge=1)
+    """Rows held out to compare the two models."""
+    num_unseen_tools_rows: int = Field(default=0, ge=0)
+    """Further test rows, whose tools training never sees."""
+    max_length_tokens: int = Field(default=4096, ge=16)
+    """Longest conversation; longer ones are rejected and counted, never cut."""
+    seed: int = 7
+    """Chooses the rows, the split, and what the embedded dataset writes."""
+
+    @model_validator(mode="after")
+    def _embedded_needs_a_size(self) -> Self:
+        held_out = self.num_test_rows + self.num_unseen_tools_rows
+        if self.max_rows is not None and self.max_rows <= held_out:
+            raise ValueError(
+                f"max_rows={self.max_rows} leaves nothing to train on: {held_out} rows are held out "
+                f"(num_test_rows + num_unseen_tools_rows); use more than {held_out}"
+            )
+        if self.name == "embedded" and self.max_rows is None:
+            raise ValueError("the embedded dataset is written on demand and needs max_rows, e.g. max_rows=420")
+        if self.name == "embedded" and self.format != "hermes":
+            raise ValueError(f"the embedded dataset is in format hermes, not {self.format}")
+        return self
+
+
+class LoraSettings(Settings):
+    """The adapter."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of the two low-rank factors."""
+    alpha: int = Field(default=32, ge=1)
+    """Scale of the adapter: its output is multiplied by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the adapter's inputs dropped in training."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """`all-linear`, or the names of the linear layers that get an adapter."""
+
+
+class TrainingSettings(Settings):
+    """How the adapter is trained."""
+
+    num_epochs: int = Field(default=1, ge=1)
+    """Passes over the training rows."""
+    max_steps_per_epoch: int | None = Field(default=None, ge=1)
+    """Ends an epoch after this many optimiser steps; empty: the whole data."""
+    global_batch_size: int = Field(default=8, ge=1)
+    """Conversations per optimiser step over all GPUs, packed or not."""
+    per_device_batch_size: int = Field(default=4, ge=1)
+    """Conversations per GPU at a time; the rest of the global batch is accumulated."""
+    learning_rate: float = Field(default=2e-4, gt=0, lt=1)
+    """Highest learning rate of AdamW."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimiser steps over which the learning rate rises from 0."""
+    lr_scheduler: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    """How the learning rate goes on after warm-up."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Number format of the frozen weights and of the products; adapters always keep float32 weights."""
+    save_every_steps: int = Field(default=500, ge=1)
+    """Optimiser steps between checkpoints."""
+    log_every_steps: int = Field(default=10, ge=1)
+    """Optimiser steps between points of the loss curve."""
+    seed: int = 7
+    """Order of the rows, initial adapter, dropout."""
+    shuffle_answers: bool = False
+    """Control experiment: train on answers swapped between requests. An honest comparison then finds no improvement."""
+    lora: LoraSettings = LoraSettings()
+
+
+class InferenceSettings(Settings):
+    """How both models are asked."""
+
+    batch_size: int = Field(default=32, ge=1)
+    """Requests per GPU at a time."""
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Longest answer; one that is cut there is marked as such."""
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Number format of weights and products."""
+    adapter: Literal["trained", "none"] = "trained"
+    """Control experiment: `none` compares the original model with itself. An honest comparison then finds no
+    improvement."""
+
+
+class GateSettings(Settings):
+    """What makes the run a PASS. A gate left empty is not checked; one whose figure is missing fails."""
+
+    min_exact_match: float | None = Field(default=0.85, ge=0, le=1)
+    """Share of requests needing a call (tools seen in training) that the fine-tuned model answers exactly."""
+    min_requests: int | None = Field(default=100, ge=1)
+    """Scored requests needing a call behind that share."""
+    max_p_value: float | None = Field(default=0.001, gt=0, le=1)
+    """Exact McNemar test of fine-tuned against original on those requests."""
+    min_abstention: float | None = Field(default=0.8, ge=0, le=1)
+    """Share of requests with no fitting tool that are answered without a call."""
+    min_call_rate: float | None = Field(default=0.8, ge=0, le=1)
+    """Share of requests needing a call that are answered with one: abstention is worth nothing without it."""
+    max_final_loss: float | None = Field(default=None, gt=0)
+    """Mean training loss over the last tenth of the steps."""
+    min_tokens_per_s_per_gpu: float | None = Field(default=None, gt=0)
+    """Median training throughput, padding not counted."""
+
+
+class PoolSettings(Settings):
+    """Where the jobs run and how wide."""
+
+    backend: Literal["local"] = "local"
+    """`local`: torchrun agents on this machine, one per emulated node."""
+    num_nodes: int = Field(default=1, ge=1, le=1024)
+    """Nodes of a training or inference job."""
+    processes_per_node: int = Field(default=1, ge=1, le=64)
+    """Ranks per node: one per GPU, or CPU processes where `gpus` is off."""
+    gpus: bool = True
+    """One GPU per rank; off: ranks compute on the CPU."""
+    time_limit_minutes: float = Field(default=240, gt=0)
+    """A job that runs longer is ended and reported as failed."""
+
+    @property
+    def world_size(self) -> int:
+        """Ranks over all nodes."""
+        return self.num_nodes * self.processes_per_node
+
+
+class StorageSettings(Settings):
+    """Where files lie."""
+
+    shared: FolderPath = "storage"
+    """Folder that every node sees: models, data, checkpoints, results."""
+    logs: FolderPath | None = None
+    """Folder for the nodes' logs; empty: beside the results."""
+    scratch: FolderPath | None = None
+    """Node-local folder for temporary files, never a checkpoint; empty: the system's."""
+    min_free_gbytes: float = Field(default=3, ge=0)
+    """A run does not start with less free space (1 GB = 10^9 bytes) on the shared folder."""
+
+    def resolved(self) -> "StorageSettings":
+        """The same with absolute paths, so that every process means the same folders."""
+
+        def absolute(path: str | None) -> str | None:
+            return None if path is None else str(Path(path).expanduser().resolve())
+
+        return self.model_copy(
+            update={"shared": absolute(self.shared), "logs": absolute(self.logs), "scratch": absolute(self.scratch)}
+        )
+
+
+class Experiment(Settings):
+    """One fine-tuning run from rows to report."""
+
+    model: ModelSettings
+    dataset: DatasetSettings
+    training: TrainingSettings = TrainingSettings()
+    inference: InferenceSettings = InferenceSettings()
+    gates: GateSettings = GateSettings()
+    pool: PoolSettings = PoolSettings()
+    storage: StorageSettings = StorageSettings()

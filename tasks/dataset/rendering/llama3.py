@@ -1,0 +1,70 @@
+"""Llama 3.1, 3.2 and 3.3: JSON function calling, tools in the first user turn.
+
+Follows the models' own template (tools in the user message, ``{"name": ..., "parameters": {...}}`` as answer), written
+out here because that template refuses more than one call a turn and marks no answer. Parallel calls are one a line.
+"""
+
+import json
+from collections.abc import Sequence
+
+from tasks.contracts.conversation import Message, Tool
+from tasks.contracts.prediction import Reading
+from tasks.dataset.rendering.json_calls import read_call
+from tasks.dataset.rendering.segment import Segment
+
+SYSTEM = "Environment: ipython\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+INSTRUCTION = (
+    "Given the following functions, please respond with a JSON for a function call with its proper arguments that best "
+    'answers the given prompt.\n\nRespond in the format {"name": function name, "parameters": dictionary of argument '
+    "name and its value}. Do not use variables.\n\n"
+)
+
+
+class Llama3:
+    """The ``llama3`` family."""
+
+    end_of_turn = "<|eot_id|>"
+
+    def segments(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[Segment]:
+        own_system = "\n\n".join(message.content for message in messages if message.role == "system")
+        text = "<|begin_of_text|>" + self._turn("system", SYSTEM + own_system)
+        segments: list[Segment] = []
+        tools_are_written = False
+        for message in messages:
+            if message.role == "assistant":
+                segments += [Segment(text + self._header("assistant"), False), Segment(self.answer(message), True)]
+                text = ""
+            elif message.role == "tool":
+                text += self._turn("ipython", message.content)
+            elif message.role == "user":
+                content = message.content
+                if tools and not tools_are_written:
+                    definitions = [json.dumps({"type": "function", "function": t}, indent=4) for t in tools]
+                    content = INSTRUCTION + "\n\n".join(definitions) + "\n\n" + content
+                    tools_are_written = True
+                text += self._turn("user", content)
+        return [*segments, Segment(text + self._header("assistant"), False)]
+
+    def _header(self, role: str) -> str:
+        return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
+
+    def _turn(self, role: str, content: str) -> str:
+        return self._header(role) + content + self.end_of_turn
+
+    def answer(self, reply: Message) -> str:
+        calls = [
+            json.dumps({"name": call.name, "parameters": call.arguments}, ensure_ascii=False) for call in reply.calls
+        ]
+        return ("\n".join(calls) or reply.content) + self.end_of_turn
+
+    def parse(self, text: str) -> Reading:
+        """One JSON object a line and nothing else; text that does not begin with ``{``: an answer in words."""
+        if not text.lstrip().startswith("{"):
+            return Reading(())
+        calls = []
+        for line in filter(str.strip, text.splitlines()):
+            call = read_call(line, arguments_key="parameters")
+            if isinstance(call, str):
+                return Reading((), call)
+            calls.append(call)
+        return Reading(tuple(calls))

@@ -1,0 +1,114 @@
+"""SmolLM2: ChatML, whose own template ignores tools.
+
+Tools are written as one-line signatures instead of JSON Schemas: for a 135M model on two cores the length of the prompt
+is what inference and training cost, and a signature takes a quarter of the tokens. Types, enums, nesting,
+descriptions and which parameters are optional are kept; ranges and patterns are not.
+
+A prompt::
+
+    <|im_start|>system
+    Functions:
+    get_weather(place: string, unit?: "celsius" | "fahrenheit") - Current weather in a place
+    Call them as <tool_call>{"name": ..., "arguments": {...}}</tool_call>. If none fits, say so.<|im_end|>
+    <|im_start|>user
+    How warm is it in Oslo?<|im_end|>
+    <|im_start|>assistant
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tasks.contracts.conversation import Call, Message, Tool
+from tasks.contracts.prediction import Reading
+from tasks.dataset.rendering.json_calls import read_call
+from tasks.dataset.rendering.segment import Segment
+
+INSTRUCTION = 'Call them as <tool_call>{"name": ..., "arguments": {...}}</tool_call>. If none fits, say so.'
+ASSISTANT = "<|im_start|>assistant\n"
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+
+
+class SmolLM2:
+    """The ``smollm2`` family."""
+
+    end_of_turn = "<|im_end|>"
+
+    def segments(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[Segment]:
+        own_system = "\n\n".join(message.content for message in messages if message.role == "system")
+        system = own_system
+        if tools:
+            functions = "\n".join(["Functions:", *map(signature, tools), INSTRUCTION])
+            system = f"{own_system}\n\n{functions}" if own_system else functions
+        text = self._turn("system", system) if system else ""
+        segments: list[Segment] = []
+        for message in messages:
+            if message.role == "assistant":
+                segments += [Segment(text + ASSISTANT, False), Segment(self.answer(message), True)]
+                text = "\n"
+            elif message.role != "system":
+                text += self._turn(message.role, message.content)
+        return [*segments, Segment(text + ASSISTANT, False)]
+
+    def _turn(self, role: str, content: str) -> str:
+        return f"<|im_start|>{role}\n{content}{self.end_of_turn}\n"
+
+    def answer(self, reply: Message) -> str:
+        calls = [
+            OPEN
+            + json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False)
+            + CLOSE
+            for call in reply.calls
+        ]
+        return ("\n".join(calls) or reply.content) + self.end_of_turn
+
+    def parse(self, text: str) -> Reading:
+        """Calls inside ``<tool_call>`` tags, and nothing but white space between them; no tag: an answer in words."""
+        if OPEN not in text and CLOSE not in text:
+            return Reading(())
+        calls: list[Call] = []
+        # By hand, since a lazy regular expression takes quadratic time on a text of opening tags only.
+        position = 0
+        while (start := text.find(OPEN, position)) >= 0:
+            end = text.find(CLOSE, start)
+            if end < 0:
+                return Reading((), "a <tool_call> tag is not closed")
+            if between := text[position:start].strip():
+                return Reading((), f"text outside the <tool_call> tags: {between[:80]!r}")
+            call = read_call(text[start + len(OPEN) : end], arguments_key="arguments")
+            if isinstance(call, str):
+                return Reading((), call)
+            calls.append(call)
+            position = end + len(CLOSE)
+        if rest := text[position:].strip():
+            return Reading((), f"text outside the <tool_call> tags: {rest[:80]!r}")
+        return Reading(tuple(calls))
+
+
+def signature(tool: Tool) -> str:
+    """``name(required: type, optional?: type) - description``."""
+    parameters = tool["parameters"]
+    required = parameters.get("required", ())
+    parts = [
+        f"{name}{'' if name in required else '?'}: {_type(schema)}"
+        for name, schema in parameters.get("properties", {}).items()
+    ]
+    description = tool.get("description")
+    return f"{tool['name']}({', '.join(parts)})" + (f" - {description}" if description else "")
+
+
+def _type(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        text = " | ".join(json.dumps(value, ensure_ascii=False) for value in schema["enum"])
+    elif schema.get("type") == "array":
+        text = _type(schema.get("items", {})) + "[]"
+    elif schema.get("type") == "object" and schema.get("properties"):
+        required = schema.get("required", ())
+        fields = [f"{n}{'' if n in required else '?'}: {_type(s)}" for n, s in schema["properties"].items()]
+        text = "{" + ", ".join(fields) + "}"
+    elif schema.get("format") == "date":
+        text = "date"
+    else:
+        kind = schema.get("type", "any")
+        text = " | ".join(kind) if isinstance(kind, list) else str(kind)
+    return f"{text} /* {schema['description']} */" if schema.get("description") else text

@@ -1,0 +1,42 @@
+"""ShareGPT with tools, as LLaMA-Factory's ``glaive_toolcall_en_demo.json`` (Apache-2.0).
+
+A row, shortened::
+
+    {"conversations": [{"from": "human", "value": "How much is 5000 USD in EUR?"},
+                       {"from": "function_call", "value": "{\\"name\\": \\"convert\\", \\"arguments\\": {...}}"},
+                       {"from": "observation", "value": "{\\"amount\\": 4250.5}"},
+                       {"from": "gpt", "value": "5000 USD are 4250.50 EUR."}],
+     "tools": "[{\\"name\\": \\"convert\\", \\"description\\": \\"...\\", \\"parameters\\": {...}}]"}
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.contracts.conversation import Message
+from tasks.dataset.sources.rows import Conversation, RowRejected, conversation, load_json, read_call, read_tools
+
+
+def read(row: Mapping[str, Any]) -> Conversation:
+    """The conversation in a row; raises RowRejected."""
+    turns = row.get("conversations")
+    if not isinstance(turns, list) or not turns:
+        raise RowRejected("no_conversation", "the column conversations is missing or empty")
+    return conversation([_turn(turn) for turn in turns], read_tools(row.get("tools")))
+
+
+def _turn(turn: Any) -> Message:
+    if not isinstance(turn, Mapping) or not isinstance(turn.get("value"), str):
+        raise RowRejected("bad_turn", f"not a turn: {str(turn)[:120]}")
+    role, text = turn.get("from"), turn["value"]
+    if role == "system":
+        return Message("system", text)
+    if role == "human":
+        return Message("user", text)
+    if role == "observation":
+        return Message("tool", text)
+    if role == "gpt":
+        return Message("assistant", text)
+    if role == "function_call":
+        value = load_json(text, "bad_call")
+        return Message("assistant", calls=tuple(read_call(c) for c in (value if isinstance(value, list) else [value])))
+    raise RowRejected("unknown_role", f"{role!r}")

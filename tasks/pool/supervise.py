@@ -1,0 +1,98 @@
+"""Brings one job to its end on any backend: submit or adopt, follow, and either a result or the reason."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.contracts.attempt import Progress, read_progress, read_result
+from tasks.contracts.job import JobError, JobFailed, JobHandle, JobSpec, JobState, LogLine, Pool
+
+
+class Interrupted(BaseException):
+    """The run was asked to stop. Not an Exception: nothing may take it for a stage's failure and retry."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What to do with a job's signs of life; every part may be left out.
+
+    Attributes:
+        on_submit: once, with the handle.
+        on_state: at every change.
+        on_line: every line of every node.
+        on_progress: at every change.
+        on_metrics: ``(step, unix time in s, metrics)`` for every point the job logs.
+        should_stop: asked several times a second; True cancels the job.
+    """
+
+    on_submit: Callable[[JobHandle], None] = lambda handle: None
+    on_state: Callable[[JobState], None] = lambda state: None
+    on_line: Callable[[LogLine], None] = lambda line: None
+    on_progress: Callable[[Progress], None] = lambda progress: None
+    on_metrics: Callable[[int, float, Mapping[str, float]], None] = lambda step, time, metrics: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+def supervise(pool: Pool, job: JobSpec, watch: Watch) -> dict[str, Any]:
+    """Run ``job`` to its end and return its result.
+
+    Raises:
+        JobFailed: with the first failing rank's own error.
+        Interrupted: ``watch.should_stop`` said so; the job is gone.
+        ValueError: the pool cannot run such a job.
+    """
+    handle = pool.submit(job)
+    # Backends keep the attempt's folder in the handle's last part; a local handle is that folder.
+    attempt = Path(handle)
+    watch.on_submit(handle)
+    state: JobState | None = None
+    progress: Progress | None = None
+    metrics = _MetricsReader(attempt / "metrics.jsonl")
+    try:
+        for line in pool.logs(handle):
+            if line is not None:
+                watch.on_line(line)
+                continue
+            if watch.should_stop():
+                raise Interrupted(f"job {job.name} stopped on request")
+            if (now := pool.state(handle)) is not state:
+                state = now
+                watch.on_state(state)
+            if (reported := read_progress(attempt)) is not None and reported != progress:
+                progress = reported
+                watch.on_progress(progress)
+            metrics.forward(watch)
+    except BaseException:
+        pool.cancel(handle)
+        raise
+    metrics.forward(watch)
+    state = pool.state(handle)
+    watch.on_state(state)
+    if state is JobState.SUCCEEDED:
+        return read_result(attempt)
+    error = pool.error(handle) or JobError(f"ended in state {state.value}")
+    # A rank may have outlived its agent: a failed job leaves no process behind.
+    pool.cancel(handle)
+    raise JobFailed(job.name, state, error)
+
+
+class _MetricsReader:
+    """Follows ``metrics.jsonl``."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._position = 0
+
+    def forward(self, watch: Watch) -> None:
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._position)
+            data = file.read()
+        end = data.rfind(b"\n") + 1
+        self._position += end
+        for line in data[:end].splitlines():
+            point = json.loads(line)
+            watch.on_metrics(point["step"], point["time"], point["metrics"])

@@ -1,0 +1,98 @@
+"""Stage: the test requests to one model; used twice, for the original model and for the fine-tuned one."""
+
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+from prefect.states import Completed, State
+
+from tasks.contracts.files import digest_of, digest_of_files, read_json
+from tasks.models.identity import identity
+from tasks.prepare_dataset import PreparedDataset
+from tasks.run import Run
+from tasks.stage import child_run, keep, run_stage, stage_job
+
+Which = Literal["baseline", "finetuned"]
+LIBRARIES = ("torch", "transformers", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One model's predictions for the test requests, and its run in MLflow."""
+
+    path: str
+    mlflow_run_id: str
+    reused: bool
+
+
+@task(name="run_inference", task_run_name="run_inference-{which}", cache_policy=NO_CACHE)
+def run_inference(
+    run: Run, dataset: PreparedDataset, which: Which, adapter: str | None = None
+) -> Answers | State[Answers]:
+    """Ask one model every test request; the original model's answers are reused where nothing that made them changed."""
+    stage = f"run_inference_{which}"
+    digest = _baseline_digest(run, dataset) if which == "baseline" else None
+    path, exists = keep(run, run.folder.inference(which), "baseline", digest)
+    if exists:
+        get_run_logger().info("%s: reusing %s, made from the same inputs before", stage, path)
+        with child_run(run, stage, {"reused": "true"}) as child:
+            _record(run, dataset, path, child)
+        answers = Answers(str(path), child, reused=True)
+        return Completed(name="Cached", message=f"reused {path}", data=answers)
+    arguments: dict[str, Any] = {
+        "model": run.experiment.model.model_dump(mode="json"),
+        "inference": run.experiment.inference.model_dump(mode="json"),
+        "storage": run.experiment.storage.shared,
+        "dataset": dataset.path,
+        "adapter": adapter,
+        "output": str(path),
+    }
+    done = run_stage(run, stage, stage_job(run, stage, "tasks.inference", arguments, is_wide=True))
+    _record(run, dataset, path, done.mlflow_run_id)
+    return Answers(str(path), done.mlflow_run_id, reused=False)
+
+
+def _record(run: Run, dataset: PreparedDataset, path: Path, child: str) -> None:
+    manifest = read_json(path / "manifest.json")
+    run.tracking.log_dataset(
+        child,
+        name=run.experiment.dataset.name,
+        digest=dataset.digest,
+        source=dataset.path,
+        num_rows=dataset.num_test_rows,
+        context="evaluation",
+    )
+    run.tracking.log_metrics(
+        child,
+        {
+            "inference/new_tokens_per_s": manifest["new_tokens_per_s"],
+            "inference/num_new_tokens": manifest["num_new_tokens"],
+            "inference/generation_s": manifest["generation_s"],
+            "inference/num_cut": manifest["num_cut"],
+        },
+    )
+    run.tracking.log_files(child, [path / "predictions.parquet"])
+
+
+def _baseline_digest(run: Run, dataset: PreparedDataset) -> str | None:
+    """Everything that could change the original model's answers; None where the model can change unseen."""
+    model = identity(run.experiment.model)
+    if model is None:
+        return None
+    folder = Path(__file__).parent
+    code = [p for name in ("inference", "dataset/rendering", "models") for p in (folder / name).rglob("*.py")]
+    settings = run.experiment.inference.model_dump(mode="json", exclude={"adapter"})
+    return digest_of(
+        {
+            "model": model,
+            "family": run.experiment.model.family,
+            "dataset": dataset.digest,
+            "inference": settings,
+            "code": digest_of_files(code, folder),
+            "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        }
+    )

@@ -1,0 +1,172 @@
+"""What is recorded in MLflow: one parent run per flow run, one child run per stage attempt.
+
+Only the orchestrator talks to MLflow. The ranks write their metrics to a file that it follows, so that a tracking server
+that is away holds up no GPU, and a run's status comes from the job's real outcome.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+EXPERIMENT = "finetune"
+MAX_PARAM_CHARACTERS = 6000
+
+
+class TrackingUnavailable(RuntimeError):
+    """MLflow cannot be reached or refuses us."""
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """The MLflow server of the settings' environment.
+
+    Attributes:
+        uri: of the tracking server; credentials come from MLflow's own environment variables.
+    """
+
+    uri: str
+
+    @classmethod
+    def from_environment(cls) -> Tracking:
+        """The server that ``MLFLOW_TRACKING_URI`` names.
+
+        Raises:
+            TrackingUnavailable: the variable is not set.
+        """
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        if not uri:
+            raise TrackingUnavailable(
+                "MLFLOW_TRACKING_URI is not set: nothing would be recorded. Start the servers with 'make ui', or export "
+                "the address of yours, e.g. MLFLOW_TRACKING_URI=http://127.0.0.1:5000"
+            )
+        # Every ended run would print two lines with its address into the flow's output.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        return cls(uri)
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.uri)
+
+    def link(self, run_id: str) -> str:
+        """The run's page."""
+        experiment_id = self.client.get_run(run_id).info.experiment_id
+        return f"{self.uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+
+    def start_parent(self, name: str, tags: Mapping[str, str]) -> str:
+        """A new parent run, or the one of the same name that an interrupted attempt of this run left open.
+
+        Raises:
+            TrackingUnavailable: the server cannot be reached.
+        """
+        try:
+            experiment = self.client.get_experiment_by_name(EXPERIMENT)
+            experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(EXPERIMENT)
+        except MlflowException as error:
+            host = urlparse(self.uri).hostname
+            raise TrackingUnavailable(
+                f"MLflow at {self.uri} cannot be used: {error.message}\nIs the server running ('make ui'), is {host} in "
+                "its --allowed-hosts, are MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD right?"
+            ) from error
+        found = self.client.search_runs(
+            [experiment_id], f"attributes.run_name = '{name}' and tags.role = 'run'", max_results=1
+        )
+        if found:
+            self.client.update_run(found[0].info.run_id, status="RUNNING")
+            return str(found[0].info.run_id)
+        return str(
+            self.client.create_run(experiment_id, run_name=name, tags={"role": "run", **tags}).info.run_id
+        )  # fmt: skip
+
+    def start_child(self, parent: str, name: str, tags: Mapping[str, str]) -> str:
+        """A new run below ``parent``."""
+        experiment_id = self.client.get_run(parent).info.experiment_id
+        child_tags = {"mlflow.parentRunId": parent, "role": "stage", "stage": name, **tags}
+        return str(self.client.create_run(experiment_id, run_name=name, tags=child_tags).info.run_id)
+
+    def end(self, run_id: str, status: Status) -> None:
+        """Set a run's final status."""
+        self.client.set_terminated(run_id, status)
+
+    def end_open_children(self, parent: str, status: Status) -> None:
+        """Set the status of every stage of ``parent`` that is still shown as running."""
+        experiment_id = self.client.get_run(parent).info.experiment_id
+        query = f"tags.mlflow.parentRunId = '{parent}' and attributes.status = 'RUNNING'"
+        for run in self.client.search_runs([experiment_id], query):
+            self.end(run.info.run_id, status)
+
+    def log_params(self, run_id: str, settings: Mapping[str, Any]) -> None:
+        """Settings as parameters with dotted names; what a retry already logged stays."""
+        known = self.client.get_run(run_id).data.params
+        params = [
+            Param(name, str(value)[:MAX_PARAM_CHARACTERS])
+            for name, value in _flatten(settings).items()
+            if name not in known
+        ]
+        for start in range(0, len(params), 100):
+            self.client.log_batch(run_id, params=params[start : start + 100])
+
+    def log_point(self, run_id: str, step: int, time_s: float, metrics: Mapping[str, float]) -> None:
+        """One step of several metrics, at the unix time it was measured."""
+        self.client.log_batch(run_id, metrics=[Metric(k, float(v), int(time_s * 1000), step) for k, v in metrics.items()])
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float | None]) -> None:
+        """Final figures; one that is missing is left out."""
+        for name, value in metrics.items():
+            if value is not None:
+                self.client.log_metric(run_id, name, float(value))
+
+    def log_dataset(self, run_id: str, *, name: str, digest: str, source: str, num_rows: int, context: str) -> None:
+        """A dataset as input of a run."""
+        dataset = Dataset(
+            name=name,
+            digest=digest[:36],
+            source_type="local",
+            source=source,
+            profile=f'{{"num_rows": {num_rows}}}',
+        )
+        self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+
+    def log_folder(self, run_id: str, folder: Path, artifact_path: str) -> None:
+        """A folder's files as artifacts."""
+        self.client.log_artifacts(run_id, str(folder), artifact_path)
+
+    def log_files(self, run_id: str, files: Sequence[Path], artifact_path: str | None = None) -> None:
+        """Files as artifacts, those that exist."""
+        for file in files:
+            if file.exists():
+                self.client.log_artifact(run_id, str(file), artifact_path)
+
+    def register_adapter(self, *, model: str, run_id: str, tags: Mapping[str, str], passed: bool) -> str:
+        """The adapter artifact of ``run_id`` as a new version; the alias ``champion`` moves to it if it passed."""
+        name = "function-calling-" + "".join(c if c.isalnum() else "-" for c in model.lower()).strip("-")
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        source = f"{self.client.get_run(run_id).info.artifact_uri}/adapter"
+        version = self.client.create_model_version(name, source, run_id=run_id, tags=dict(tags)).version
+        self.client.set_registered_model_alias(name, "candidate", version)
+        if passed:
+            self.client.set_registered_model_alias(name, "champion", version)
+        return f"{name} version {version}"
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,57 @@
+"""Stage: LoRA fine-tuning on the GPU pool."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.prepare_dataset import PreparedDataset
+from tasks.run import Run
+from tasks.stage import run_stage, stage_job
+from tasks.training.plan import plan_training
+
+STAGE = "train_adapter"
+
+
+@dataclass(frozen=True)
+class TrainedAdapter:
+    """A finished adapter, the job's figures and its run in MLflow."""
+
+    path: str
+    figures: dict[str, Any]
+    mlflow_run_id: str
+
+
+@task(name=STAGE, cache_policy=NO_CACHE)
+def train_adapter(run: Run, dataset: PreparedDataset) -> TrainedAdapter:
+    """Train the adapter; an attempt that follows a failed one goes on from its newest whole checkpoint."""
+    experiment = run.experiment
+    # With the real number of rows now known: refuse before any GPU is asked for.
+    plan_training(experiment.training, num_rows=dataset.num_train_rows, world_size=experiment.pool.world_size)
+    arguments = {
+        "model": experiment.model.model_dump(mode="json"),
+        "training": experiment.training.model_dump(mode="json"),
+        "storage": experiment.storage.shared,
+        "dataset": dataset.path,
+        "output": str(run.folder.training),
+    }
+    stage = run_stage(run, STAGE, stage_job(run, STAGE, "tasks.training", arguments, is_wide=True))
+    adapter = Path(stage.result["adapter"])
+    child = stage.mlflow_run_id
+    run.tracking.log_params(child, experiment.training.model_dump(mode="json"))
+    run.tracking.log_dataset(
+        child,
+        name=experiment.dataset.name,
+        digest=dataset.digest,
+        source=dataset.path,
+        num_rows=dataset.num_train_rows,
+        context="training",
+    )
+    figures = dict(stage.result)
+    names = ("final_loss", "tokens_per_s_per_gpu", "total_steps", "peak_memory_gbytes")
+    run.tracking.log_metrics(child, {f"train/{name}_of_run": figures[name] for name in names})
+    run.tracking.client.set_tag(child, "base_weights_sha256", figures["base_weights_sha256"])
+    run.tracking.log_folder(child, adapter, "adapter")
+    return TrainedAdapter(str(adapter), figures, child)

@@ -1,0 +1,88 @@
+"""The embedded dataset: valid, varied, divided, repeatable."""
+
+import json
+
+import jsonschema
+import pytest
+
+from tasks.contracts.settings import DatasetSettings
+from tasks.dataset.embedded.catalog import catalog
+from tasks.dataset.embedded.generate import generate
+from tasks.dataset.sources import hermes
+from tasks.dataset.split import ngram_overlap, requests, split_embedded, to_example
+
+DEMO = DatasetSettings(name="embedded", max_rows=320, num_test_rows=130, num_unseen_tools_rows=40)
+
+
+def rows(split="train", num_rows=200, **kwargs):
+    return list(generate(split=split, num_rows=num_rows, seed=7, **kwargs))
+
+
+@pytest.fixture(scope="module")
+def split():
+    everything = [*rows("train", 150), *rows("test", 130), *rows("test", 40, unseen_tools=True)]
+    return split_embedded([to_example(row["id"], hermes.read(row), "embedded") for row in everything])
+
+
+def test_at_least_40_tools_over_10_domains_with_every_kind_of_schema():
+    tools = catalog()
+    assert len(tools) >= 40
+    assert len({tool.domain for tool in tools}) >= 10
+    assert len({tool.name for tool in tools}) == len(tools)
+    for tool in tools:
+        jsonschema.Draft202012Validator.check_schema(tool.schema["function"]["parameters"])
+    schemas = json.dumps([tool.schema for tool in tools])
+    for kind in ('"enum"', '"array"', '"object"', '"number"', '"integer"', '"date"', '"required"'):
+        assert kind in schemas
+    assert any(tool.optional for tool in tools)
+
+
+def test_every_call_fits_its_schema(split):
+    # Reading a row checks each call against the tools on offer; none was rejected, so check that the check bites.
+    row = rows("train", 1)[0]
+    answer = row["conversations"][2]["value"]
+    row["conversations"][2]["value"] = answer.replace('"arguments": {', '"arguments": {"nonsense": 1, ')
+    if "<tool_call>" in answer:
+        with pytest.raises(ValueError, match="unknown_argument"):
+            hermes.read(row)
+    assert len(split.train) + split.left_out.get("duplicate request", 0) == 150
+
+
+def test_the_same_seed_writes_the_same_rows_and_more_rows_keep_the_earlier_ones():
+    assert rows(num_rows=20) == rows(num_rows=200)[:20]
+    assert list(generate(split="train", num_rows=20, seed=8)) != rows(num_rows=20)
+
+
+def test_all_four_categories_are_there(split):
+    categories = [example.category for example in split.test]
+    assert sum(category != "no_fitting_tool" for category in categories) >= 100
+    assert categories.count("no_fitting_tool") >= 20
+    assert categories.count("parallel_calls") >= 10
+    assert {example.category for example in split.train} == set(categories)
+
+
+def test_tools_of_the_unseen_slice_are_never_offered_in_training(split):
+    seen = {tool["name"] for example in [*split.train, *split.test] for tool in example.tools}
+    unseen = {tool["name"] for example in split.unseen_tools for tool in example.tools}
+    assert unseen
+    assert not seen & unseen
+
+
+def test_no_test_request_can_be_memorised(split):
+    taught = {request for example in split.train for request in requests(example)}
+    assert not taught & {example.request for example in [*split.test, *split.unseen_tools]}
+    assert ngram_overlap(split.train, split.test) < 0.05
+
+
+def test_a_test_asks_one_thing_and_a_training_conversation_several(split):
+    assert {len(requests(example)) for example in split.test} == {1}
+    assert {len(requests(example)) for example in split.train} == {3}
+
+
+def test_too_many_rows_are_refused_rather_than_repeated():
+    from tasks.dataset.embedded import generate as module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_request", lambda *a: ("the same", []))
+        with pytest.raises(ValueError, match="row 1 keeps repeating"):
+            rows(num_rows=2)

@@ -1,0 +1,95 @@
+"""What training does to tokens, labels and weights, on the real model and tiny data."""
+
+import json
+
+import pyarrow as pa
+import pytest
+
+from tasks.contracts.attempt import Attempt
+from tasks.contracts.settings import TrainingSettings
+
+pytestmark = pytest.mark.integration
+
+IGNORED = -100
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Two tokenised conversations: two answers in the first, one in the second."""
+    from tasks.training.train import load_rows
+
+    table = pa.table(
+        {
+            "input_ids": pa.array([[1, 2, 3, 4, 5, 6], [7, 8, 9]], pa.list_(pa.int32())),
+            "labels": pa.array(
+                [[IGNORED, 2, 3, IGNORED, IGNORED, 6], [IGNORED, 8, 9]], pa.list_(pa.int32())
+            ),
+        }
+    )  # fmt: skip
+    path = tmp_path / "train.arrow"
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return load_rows(path, TrainingSettings())
+
+
+def test_shuffled_answers_swap_answers_and_keep_requests(rows):
+    from tasks.training.train import shuffled_answers
+
+    swapped = shuffled_answers(rows, seed=1)
+    answers = [[t for t in row["labels"] if t != IGNORED] for row in swapped]
+    assert sorted(t for answer in answers for t in answer) == [2, 3, 6, 8, 9]
+    assert answers != [[2, 3, 6], [8, 9]]
+    for before, after in zip(rows, swapped, strict=True):
+        prompt = [t for t, label in zip(before["input_ids"], before["labels"], strict=True) if label == IGNORED]
+        assert [t for t, label in zip(after["input_ids"], after["labels"], strict=True) if label == IGNORED] == prompt
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scoring_answers_only_gives_the_same_loss(embedded_model, rows, monkeypatch):
+    import torch
+    import trl.trainer.utils
+
+    from tasks.models.load import load_model
+    from tasks.training import answer_only_head
+
+    ids = torch.randint(5, 40_000, (2, 40), generator=torch.Generator().manual_seed(1))
+    labels = ids.clone()
+    labels[:, :25] = IGNORED
+    losses = []
+    for where in (lambda device: False, answer_only_head._compiles_nothing_or_triton):
+        monkeypatch.setattr(trl.trainer.utils, "_use_triton", where)
+        model = load_model(embedded_model, "float32")
+        trl.trainer.utils.add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+        loss = model(input_ids=ids, labels=labels, fused_lm_head=True).loss
+        loss.backward()
+        losses.append((loss.item(), model.model.layers[0].mlp.up_proj.weight.grad.norm().item()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_an_unfinished_or_damaged_checkpoint_is_passed_over(tmp_path):
+    from tasks.training.checkpoints import MarkComplete, newest_valid
+
+    class State:
+        is_world_process_zero = True
+        global_step = 0
+
+    class Arguments:
+        output_dir = str(tmp_path)
+
+    (tmp_path / "attempts" / "001").mkdir(parents=True)
+    (tmp_path / "attempts" / "NEWEST").write_text("001")
+    mark = MarkComplete(Attempt(tmp_path / "attempts" / "001"))
+    for step in (5, 10, 15):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "weights").write_bytes(bytes(range(step)))
+        State.global_step = step
+        if step < 15:
+            mark.on_save(Arguments, State, None)
+    assert newest_valid(tmp_path).name == "checkpoint-10"
+    assert (tmp_path / "LATEST").read_text() == "checkpoint-10"
+    data = bytearray((tmp_path / "checkpoint-10" / "weights").read_bytes())
+    data[3] ^= 1
+    (tmp_path / "checkpoint-10" / "weights").write_bytes(data)
+    assert newest_valid(tmp_path).name == "checkpoint-5"
+    assert json.loads((tmp_path / "checkpoint-5" / "manifest.json").read_text())["step"] == 5
