@@ -4,8 +4,9 @@
     python -m flows.finetune demo --set training.num_epochs=2      with some of them changed
     python -m flows.finetune demo --set dataset.name=rows.jsonl --set dataset.max_rows=500
 
-Without servers running (make ui) it starts its own Prefect and MLflow for the time of the run. Exit status: 0 the gates
-passed, 1 something failed, 2 the settings cannot be used, 3 the gates did not pass, 130 interrupted.
+It records in the servers that PREFECT_API_URL and MLFLOW_TRACKING_URI name, else in those of make ui; without any it
+starts its own two for the time of the run. Exit status: 0 the gates passed, 1 something failed, 2 the settings cannot be
+used, 3 the gates did not pass, 130 interrupted.
 """
 
 import argparse
@@ -20,7 +21,6 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from prefect import flow
 from prefect.client.schemas.objects import FlowRun, State
@@ -31,13 +31,13 @@ from prefect.runtime import flow_run as current_flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Failed
 
-from flows.local_stack import REPOSITORY, Addresses, StackError, running_stack, temporary_stack
+from flows.local_stack import REPOSITORY, Addresses, StackError, configured_stack, running_stack, temporary_stack
 from flows.preflight import check_experiment
 from flows.timing import print_timing
 from tasks.compare_models import compare_models
 from tasks.contracts.comparison import Comparison
 from tasks.contracts.files import link, write_json
-from tasks.contracts.job import JobFailed, JobHandle
+from tasks.contracts.job import JobHandle
 from tasks.contracts.overrides import SettingsError, apply_overrides, read_experiment
 from tasks.contracts.run_folder import RunFolder
 from tasks.contracts.settings import Experiment
@@ -45,7 +45,7 @@ from tasks.pool.supervise import Interrupted
 from tasks.prepare_dataset import prepare_dataset
 from tasks.run import Run, open_pool
 from tasks.run_inference import run_inference
-from tasks.tracking.mlflow_runs import Tracking, TrackingUnavailable
+from tasks.tracking.mlflow_runs import Tracking
 from tasks.train_adapter import train_adapter
 
 PASSED, ERROR, BAD_SETTINGS, GATES_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -114,9 +114,7 @@ def run_stages(run: Run) -> Comparison:
         tuned = None if run.experiment.inference.adapter == "none" else adapter.result().path
         finetuned = run_inference.submit(run, prepared, "finetuned", tuned)
         futures.append(finetuned)
-        comparison: Comparison = compare_models(
-            run, prepared, original.result(), finetuned.result(), adapter.result()
-        )
+        comparison: Comparison = compare_models(run, prepared, original.result(), finetuned.result(), adapter.result())
         return comparison
     except BaseException:
         # One stage failed or someone asked us to stop: the others' jobs end too, and are waited for.
@@ -137,7 +135,9 @@ def start_run(experiment: Experiment, name: str) -> Run:
         {
             "experiment": experiment.model_dump(mode="json"),
             "git_revision": git_revision(),
-            "libraries": {n: importlib.metadata.version(n) for n in ("prefect", "mlflow", "torch", "transformers", "trl")},
+            "libraries": {
+                n: importlib.metadata.version(n) for n in ("prefect", "mlflow", "torch", "transformers", "trl")
+            },
             "mlflow_run_id": mlflow_run,
             "started": datetime.now(UTC).isoformat(),
         },
@@ -183,7 +183,7 @@ def main() -> int:
         return BAD_SETTINGS
     with ExitStack() as stack:
         try:
-            addresses = running_stack()
+            addresses = configured_stack() or running_stack()
             if addresses is None:
                 print("starting Prefect and MLflow for this run (none are running; 'make ui' keeps them)", flush=True)
                 addresses = stack.enter_context(temporary_stack(Path(experiment.storage.shared)))
@@ -201,11 +201,12 @@ def main() -> int:
 def _run_flow(experiment: Experiment, name: str, addresses: Addresses) -> State:
     os.environ.update(addresses.environment())
     with temporary_settings({PREFECT_API_URL: addresses.prefect_api}):
-        state: State = finetune(experiment=experiment, run=name, return_state=True)  # type: ignore[call-overload]
+        state: Any = finetune(experiment=experiment, run=name, return_state=True)
         # Logs and events travel in the background; the servers may be ours and about to stop.
         APILogWorker.drain_all(timeout=10)
         EventsWorker.drain_all(timeout=10)
-    return state
+    final: State = state
+    return final
 
 
 def _conclude(state: State, folder: RunFolder) -> int:
@@ -253,7 +254,9 @@ def _parse() -> argparse.Namespace:
         prog="python -m flows.finetune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("deployment", help="whose values to use: demo, poc or poc-reference")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting; repeatable")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting; repeatable"
+    )
     parser.add_argument("--run", help="name of the run and its folder; the same name again resumes (default: by time)")
     return parser.parse_args()
 

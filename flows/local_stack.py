@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +55,23 @@ def is_up(health_url: str) -> bool:
         return httpx.get(health_url, timeout=2).is_success
     except httpx.HTTPError:
         return False
+
+
+def configured_stack() -> Addresses | None:
+    """The servers that the environment names, for those who have their own.
+
+    Raises:
+        StackError: only one of the two is named, or one does not answer.
+    """
+    prefect_api, mlflow = os.environ.get("PREFECT_API_URL"), os.environ.get("MLFLOW_TRACKING_URI")
+    if not prefect_api and not mlflow:
+        return None
+    if not prefect_api or not mlflow:
+        raise StackError("PREFECT_API_URL and MLFLOW_TRACKING_URI belong together: set both, or neither")
+    for name, url in (("PREFECT_API_URL", prefect_api), ("MLFLOW_TRACKING_URI", mlflow)):
+        if not is_up(f"{url.rstrip('/')}/health"):
+            raise StackError(f"{name}={url} does not answer its health check; is that server running?")
+    return Addresses(prefect_api.rstrip("/"), mlflow.rstrip("/"))
 
 
 def running_stack() -> Addresses | None:
@@ -154,10 +171,8 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         _signal_group(process, signal.SIGTERM)
     deadline = time.monotonic() + 10
     for process in processes:
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            pass
         _signal_group(process, signal.SIGKILL)
         process.wait()
 

@@ -8,7 +8,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
-from prefect.states import Completed, State
+from prefect.states import Completed
 
 from tasks.contracts.files import digest_of_files, read_json
 from tasks.dataset.identity import dataset_digest
@@ -31,7 +31,7 @@ class PreparedDataset:
 
 
 @task(name=STAGE, cache_policy=NO_CACHE)
-def prepare_dataset(run: Run) -> PreparedDataset | State[PreparedDataset]:
+def prepare_dataset(run: Run) -> Any:
     """Prepare the dataset, or reuse it if the same settings, source, model and code have made it before."""
     settings, model = run.experiment.dataset, run.experiment.model
     digest = dataset_digest(settings, identity(model), model.family)

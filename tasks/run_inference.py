@@ -8,7 +8,7 @@ from typing import Any, Literal
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
-from prefect.states import Completed, State
+from prefect.states import Completed
 
 from tasks.contracts.files import digest_of, digest_of_files, read_json
 from tasks.models.identity import identity
@@ -30,9 +30,7 @@ class Answers:
 
 
 @task(name="run_inference", task_run_name="run_inference-{which}", cache_policy=NO_CACHE)
-def run_inference(
-    run: Run, dataset: PreparedDataset, which: Which, adapter: str | None = None
-) -> Answers | State[Answers]:
+def run_inference(run: Run, dataset: PreparedDataset, which: Which, adapter: str | None = None) -> Any:
     """Ask one model every test request; the original model's answers are reused where nothing that made them changed."""
     stage = f"run_inference_{which}"
     digest = _baseline_digest(run, dataset) if which == "baseline" else None

@@ -153,5 +153,3 @@ class _ProgressArtifact:
 
 def _uuid(value: Any) -> UUID:
     return value if isinstance(value, UUID) else UUID(str(value))
-
-

@@ -85,6 +85,7 @@ def _explain(problem: Any) -> str:
 def _unknown_part(path: Sequence[str]) -> str | None:
     """What is wrong with a setting's dotted name, or None."""
     model: type[BaseModel] = Experiment
+    field = None
     for depth, part in enumerate(path):
         field = model.model_fields.get(part)
         if field is None:
@@ -97,6 +98,6 @@ def _unknown_part(path: Sequence[str]) -> str | None:
             model = field.annotation
         elif depth < len(path) - 1:
             return f"{'.'.join(path)}: unknown setting; {'.'.join(path[: depth + 1])} has no parts"
-    if model is not Experiment and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+    if field is not None and field.annotation is model:
         return f"{'.'.join(path)}: is a group of settings; set one of {', '.join(model.model_fields)}"
     return None

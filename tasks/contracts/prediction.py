@@ -54,9 +54,13 @@ def prediction_to_record(prediction: Prediction) -> dict[str, Any]:
 
 def prediction_from_record(record: Mapping[str, Any]) -> Prediction:
     """The inverse of :func:`prediction_to_record`."""
-    readings = {
-        name: Reading(calls_from_json(record[f"{name}_calls"]), record[f"{name}_error"])
-        for name in ("strict", "lenient")
-    }
-    names = ("example_id", "text", "num_prompt_tokens", "num_new_tokens", "was_cut", "latency_s")
-    return Prediction(**{name: record[name] for name in names}, **readings)
+    return Prediction(
+        example_id=record["example_id"],
+        text=record["text"],
+        strict=Reading(calls_from_json(record["strict_calls"]), record["strict_error"]),
+        lenient=Reading(calls_from_json(record["lenient_calls"]), record["lenient_error"]),
+        num_prompt_tokens=record["num_prompt_tokens"],
+        num_new_tokens=record["num_new_tokens"],
+        was_cut=record["was_cut"],
+        latency_s=record["latency_s"],
+    )

@@ -39,7 +39,9 @@ class ModelSettings(Settings):
 class DatasetSettings(Settings):
     """Which conversations teach and test it."""
 
-    name: str = Field(min_length=1, examples=["embedded", "NousResearch/hermes-function-calling-v1", "/data/rows.jsonl"])
+    name: str = Field(
+        min_length=1, examples=["embedded", "NousResearch/hermes-function-calling-v1", "/data/rows.jsonl"]
+    )
     """`embedded` (written from a seed, needs no network), a .jsonl, .json or .parquet file, or a dataset id on the
     Hugging Face hub."""
     format: Literal["hermes", "glaive", "sharegpt"] = "hermes"
@@ -106,6 +108,8 @@ class TrainingSettings(Settings):
     """How the learning rate goes on after warm-up."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's weight decay."""
+    adam_beta2: float = Field(default=0.999, gt=0, lt=1)
+    """Decay of AdamW's second moment; shorter runs want it lower."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
     gradient_checkpointing: bool = False

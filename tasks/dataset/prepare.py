@@ -51,7 +51,7 @@ def prepare(settings: DatasetSettings, family: Family, tokenizer: Any, folder: P
     _write_examples(split.train, folder / "train.parquet")
     _write_examples([*split.test, *split.unseen_tools], folder / "test.parquet")
     write_text(folder / "rejected.jsonl", "".join(json.dumps(vars(row)) + "\n" for row in rejected))
-    quality = {
+    quality: dict[str, Any] = {
         "rows": {
             "read": num_rows,
             "train": len(split.train),
@@ -67,12 +67,11 @@ def prepare(settings: DatasetSettings, family: Family, tokenizer: Any, folder: P
         "num_tools": {name: len({t["name"] for e in examples for t in e.tools}) for name, examples in _slices(split)},
         "tokens": lengths,
         "overlap": {
-            "exact_duplicates": 0,
+            "exact_duplicates": _exact_duplicates(split),
             "test_requests_sharing_8_words_with_training": ngram_overlap(split.train, split.test),
             "unseen_tools_requests_sharing_8_words_with_training": ngram_overlap(split.train, split.unseen_tools),
         },
     }
-    quality["overlap"]["exact_duplicates"] = _exact_duplicates(split)
     write_json(folder / "quality.json", quality)
     write_text(folder / "quality.md", quality_markdown(quality))
     manifest = {"num_train_rows": len(split.train), "num_test_rows": len(split.test) + len(split.unseen_tools)}

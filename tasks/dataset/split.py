@@ -137,7 +137,11 @@ def _without_duplicates(split: Split) -> Split:
     for name in ("test", "unseen_tools", "train"):
         kept = []
         for example in getattr(split, name):
-            key = " / ".join(map(normalised, requests(example))) + "|" + ",".join(sorted(t["name"] for t in example.tools))
+            key = (
+                " / ".join(map(normalised, requests(example)))
+                + "|"
+                + ",".join(sorted(t["name"] for t in example.tools))
+            )
             if key in seen:
                 split.leave_out("duplicate request")
             else:

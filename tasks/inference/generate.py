@@ -54,7 +54,6 @@ def generate(
         on_done(start + len(batch))
 
 
-@torch.inference_mode()
 def _answer(
     model: PreTrainedModel, tokenizer: Any, prompts: Sequence[list[int]], end: int, max_new_tokens: int
 ) -> list[list[int]]:
@@ -65,13 +64,14 @@ def _answer(
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
-    output: Any = model.generate(
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=end,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    with torch.inference_mode():
+        output: Any = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=tokenizer.pad_token_id,
+        )
     answers: list[list[int]] = output[:, width:].tolist()
     return answers

@@ -25,9 +25,12 @@ from tasks.contracts.files import read_json, write_json, write_text
 from tasks.contracts.job import JobError, JobHandle, JobSpec, JobState, LogLine
 from tasks.pool.failures import first_failure
 
-TOKEN = "PROVING_GROUND_ATTEMPT"
+TOKEN = "PROVING_GROUND_ATTEMPT"  # noqa: S105 - names the variable that marks a job's processes
 NUM_LAST_LINES = 15
 POLL_S = 0.25
+
+_started_here: list[subprocess.Popen[bytes]] = []
+"""Runners that are this process's children: kept until they have ended, so that none stays a zombie."""
 
 
 class LocalPool:
@@ -74,11 +77,13 @@ class LocalPool:
                 env=os.environ | {TOKEN: token},
                 start_new_session=True,
             )
+        _started_here.append(runner)
         create_time = psutil.Process(runner.pid).create_time()
         write_json(attempt / "handle.json", {"token": token, "pid": runner.pid, "create_time": create_time})
 
     def state(self, job: JobHandle) -> JobState:
         attempt = Path(job)
+        _started_here[:] = [runner for runner in _started_here if runner.poll() is None]
         if not (attempt / "spec.json").exists():
             return JobState.UNKNOWN
         # Order matters: a runner that ends between two looks has written exit.json before.

@@ -117,7 +117,9 @@ class Tracking:
 
     def log_point(self, run_id: str, step: int, time_s: float, metrics: Mapping[str, float]) -> None:
         """One step of several metrics, at the unix time it was measured."""
-        self.client.log_batch(run_id, metrics=[Metric(k, float(v), int(time_s * 1000), step) for k, v in metrics.items()])
+        self.client.log_batch(
+            run_id, metrics=[Metric(k, float(v), int(time_s * 1000), step) for k, v in metrics.items()]
+        )
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float | None]) -> None:
         """Final figures; one that is missing is left out."""

@@ -20,9 +20,9 @@ from tasks.contracts.files import publish_folder, write_json
 from tasks.contracts.settings import ModelSettings, TrainingSettings
 from tasks.dataset.prepare import IGNORED
 from tasks.dataset.split import permutation
-from tasks.training.answer_only_head import score_answers_only
 from tasks.models.load import device, load_model, load_tokenizer
 from tasks.models.materialise import materialise, weights_digest
+from tasks.training.answer_only_head import score_answers_only
 from tasks.training.checkpoints import MarkComplete, newest_valid
 from tasks.training.plan import TrainingPlan, plan_training
 from tasks.training.reporter import Reporter
@@ -96,6 +96,7 @@ def build_trainer(
         warmup_steps=settings.warmup_steps,
         lr_scheduler_type=settings.lr_scheduler,
         weight_decay=settings.weight_decay,
+        adam_beta2=settings.adam_beta2,
         max_grad_norm=settings.max_grad_norm,
         gradient_checkpointing=settings.gradient_checkpointing,
         average_tokens_across_devices=True,
@@ -180,7 +181,7 @@ def save_adapter(trainer: SFTTrainer, final: Path, base_digest: str) -> None:
 def peak_memory_gbytes() -> float:
     """Most memory this rank has held, in GB (10^9 bytes): of its GPU, or of the process where there is none."""
     if device().type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
+        return float(torch.cuda.max_memory_allocated()) / 1e9
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -76,7 +76,7 @@ def test_no_test_request_can_be_memorised(split):
 
 def test_a_test_asks_one_thing_and_a_training_conversation_several(split):
     assert {len(requests(example)) for example in split.test} == {1}
-    assert {len(requests(example)) for example in split.train} == {3}
+    assert {len(requests(example)) for example in split.train} == {2}
 
 
 def test_too_many_rows_are_refused_rather_than_repeated():

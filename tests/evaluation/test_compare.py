@@ -30,7 +30,8 @@ def answers(tests: list[Example], right: list[bool]) -> list[Prediction]:
         return Reading(() if ok else (WRONG,))
 
     return [
-        Prediction(e.id, "t", reading(e, ok), reading(e, ok), 1, 1, False, 1) for e, ok in zip(tests, right, strict=True)
+        Prediction(e.id, "t", reading(e, ok), reading(e, ok), 1, 1, False, 1)
+        for e, ok in zip(tests, right, strict=True)
     ]
 
 

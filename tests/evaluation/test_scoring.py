@@ -13,7 +13,9 @@ def example(*expected: Call) -> Example:
 
 
 def prediction(*calls: Call, error: str | None = None, lenient: tuple[Call, ...] | None = None) -> Prediction:
-    return Prediction("id", "text", Reading(calls, error), Reading(calls if lenient is None else lenient), 1, 1, False, 1)
+    return Prediction(
+        "id", "text", Reading(calls, error), Reading(calls if lenient is None else lenient), 1, 1, False, 1
+    )
 
 
 F = Call("f", {"a": 1, "b": ["x", "y"]})

@@ -43,5 +43,7 @@ def test_settings_that_cannot_teach_say_what_would(changes, num_rows, world_size
 
 def test_every_problem_of_a_plan_is_reported_at_once():
     with pytest.raises(ValueError) as caught:
-        plan_training(settings(warmup_steps=50, log_every_steps=200, save_every_steps=300), num_rows=3200, world_size=16)
+        plan_training(
+            settings(warmup_steps=50, log_every_steps=200, save_every_steps=300), num_rows=3200, world_size=16
+        )
     assert len(str(caught.value).splitlines()) == 3

@@ -28,8 +28,8 @@ Row = dict[str, Any]
 CATEGORIES = ("one_call", "several_tools", "parallel_calls", "no_fitting_tool")
 CATEGORY_PATTERN: dict[Split, Sequence[str]] = {
     "train": (
+        "several_tools", "several_tools", "parallel_calls", "no_fitting_tool", "several_tools",
         "one_call", "several_tools", "parallel_calls", "no_fitting_tool", "several_tools",
-        "one_call", "several_tools", "parallel_calls", "no_fitting_tool", "one_call",
     ),
     "test": (
         "one_call", "several_tools", "no_fitting_tool", "several_tools", "one_call",
@@ -71,7 +71,7 @@ OFF_TOPIC: dict[Split, Sequence[str]] = {
 }  # fmt: skip
 SHARE_OFF_TOPIC = 0.8
 """Of the requests that no tool fits; the others ask for a tool that is not offered."""
-TURNS: dict[Split, int] = {"train": 3, "test": 1}
+TURNS: dict[Split, int] = {"train": 2, "test": 1}
 """Requests per conversation."""
 REFUSAL = "None of these functions can do that."
 
@@ -113,7 +113,8 @@ def _row(rng: random.Random, split: Split, category: str, target: Tool, tools: S
     others = [tool for tool in tools if tool.domain != target.domain]
     offered = [target]
     if category == "several_tools":
-        offered += rng.sample(others, rng.randint(1, 2))
+        # In training always two others: requests for different tools in one conversation teach to tell them apart.
+        offered += rng.sample(others, 2 if split == "train" else rng.randint(1, 2))
     elif category == "parallel_calls":
         offered += rng.sample(others, rng.randint(0, 1))
     elif category == "no_fitting_tool":
@@ -121,10 +122,12 @@ def _row(rng: random.Random, split: Split, category: str, target: Tool, tools: S
     rng.shuffle(offered)
     schemas = json.dumps([tool.schema for tool in offered])
     turns = [{"from": "system", "value": SYSTEM.replace("{tools}", schemas)}]
+    # Each request asks for another of the tools, as far as they go.
+    asked = [target, *rng.sample([tool for tool in offered if tool is not target], len(set(offered) - {target}))]
     for number in range(TURNS[split]):
         # The first request is the row's own; the others make the conversation worth its tools' tokens.
         kind = category if number == 0 else rng.choice(CATEGORY_PATTERN[split])
-        request, calls = _request(rng, split, kind, target if number == 0 else rng.choice(offered), offered, tools)
+        request, calls = _request(rng, split, kind, asked[number % len(asked)], offered, tools)
         answer = "\n".join(f"<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in calls) or REFUSAL
         turns += [{"from": "human", "value": request}, {"from": "gpt", "value": answer}]
     return {

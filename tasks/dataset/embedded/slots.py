@@ -5,6 +5,7 @@ once, by position, between training and test, so that a test request speaks of p
 training never mentions; enums and number ranges are shared, since a schema fixes them.
 """
 
+import calendar
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,12 +32,11 @@ class Slot(Protocol):
 class Words:
     """A free string from a vocabulary, written in the request exactly as the call must carry it."""
 
-    vocabulary: Sequence[str]
-    description: str | None = None
+    vocabulary: list[str]
 
     @property
     def schema(self) -> dict[str, Any]:
-        return {"type": "string"} | ({"description": self.description} if self.description else {})
+        return {"type": "string"}
 
     def of(self, split: Split) -> list[str]:
         """The words that belong to ``split``."""
@@ -107,9 +107,7 @@ class Date:
 
     def draw(self, rng: random.Random, split: Split) -> Drawn:
         day = date(2026, 1, 1) + timedelta(days=rng.randrange(730))
-        months = "January February March April May June July August September October November December".split()
-        month = months[day.month - 1]
-        surface = rng.choice([day.isoformat()] * 3 + [f"{day.day} {month} {day.year}"])
+        surface = rng.choice([day.isoformat()] * 3 + [f"{day.day} {calendar.month_name[day.month]} {day.year}"])
         return surface, day.isoformat()
 
 
@@ -170,8 +168,8 @@ class Record:
         return surface, {name: value for name, (_, value) in drawn.items()}
 
 
-def _words(text: str, description: str | None = None) -> Words:
-    return Words([w.strip() for w in text.split(",")], description)
+def _words(text: str) -> Words:
+    return Words([word.strip() for word in text.split(",")])
 
 
 # Values are common words on purpose: a 135M model must learn to call, not to spell.
@@ -185,17 +183,11 @@ PERSON = _words(
     "Michael, Richard, Paul, Mark, Maria, Jane, Emily, Anne, Alex, Sam, Max, Jack, Tom, Tim, Jim, Adam, Simon, Martin, "
     "Frank, Louis, Charles, Edward, Joseph, Samuel, Jacob, Chris, Matt, Nick, Dan, Ken, Ray, Carl, Ali, Rose, Lily, Jean"
 )
-FULL_NAME = Words(
-    [
-        f"{first} {last}"
-        for first, last in zip(
-            PERSON.vocabulary,
-            "Smith Johnson Brown Jones Miller Davis Wilson Anderson Taylor Clark Lewis Young King Scott Hill Green Adams "
-            "Collins Cook Bell Price Wood Ross Long White".split() * 2,
-            strict=False,
-        )
-    ]
+SURNAME = _words(
+    "Smith, Johnson, Brown, Jones, Miller, Davis, Wilson, Anderson, Taylor, Clark, Lewis, Young, King, Scott, Hill, "
+    "Green, Adams, Collins, Cook, Bell, Price, Wood, Ross, Long, White"
 )
+FULL_NAME = Words([f"{f} {s}" for f, s in zip(PERSON.vocabulary, SURNAME.vocabulary * 2, strict=False)])
 TOPIC = _words(
     "budget, website, security, training, customer, travel, safety, data, design, research, energy, health, education, "
     "food, traffic, housing, climate, tax, quality, testing, support, network, software, storage"
@@ -213,7 +205,9 @@ SONG = _words(
     "Old Friend, Big World, Free Time, High Ground, Long Way, Deep Sea"
 )
 ARTIST = FULL_NAME
-PLAYLIST = _words("Focus, Sunday, Sleep, Study, Summer, Winter, Spring, Night, Love, Rock, Pop, Travel, Home, Work, Energy")
+PLAYLIST = _words(
+    "Focus, Sunday, Sleep, Study, Summer, Winter, Spring, Night, Love, Rock, Pop, Travel, Home, Work, Energy"
+)
 ROOM = _words("kitchen, bedroom, bathroom, office, garage, basement, hall, library, garden, nursery, studio, lobby")
 CUISINE = {"french": ["French"], "italian": ["Italian"], "japanese": ["Japanese"], "chinese": ["Chinese"]}
 COMPANY = _words("Apple, Amazon, Shell, Park, Mill, Lake, Garden, Union, Star, Crown, King, River")
@@ -237,7 +231,9 @@ NOTE = _words(
     "happy birthday, good luck, the door is open, we won the game, I need help, the water is cold, the test went well, "
     "wait for me, no school today, all is well"
 )
-STREET = _words("Park, King, Church, School, Mill, Hill, River, Lake, Forest, High, Main, Market, Spring, Center, Station")
+STREET = _words(
+    "Park, King, Church, School, Mill, Hill, River, Lake, Forest, High, Main, Market, Spring, Center, Station"
+)
 LANGUAGE = _words("English, French, German, Spanish, Japanese, Italian, Arabic, Dutch, Greek, Russian, Chinese, Latin")
 PHRASE = _words(
     "good morning, hello, good night, how are you, where are you, open the door, I am hungry, we are lost, "
@@ -273,7 +269,9 @@ SLOTS: dict[str, Slot] = {
     "phrase": PHRASE,
     "medicine": MEDICINE,
     "exhibit": EXHIBIT,
-    "address": Record({"number": Integer(1, 99), "street": STREET, "place": PLACE}, "{number} {street} Street in {place}"),
+    "address": Record(
+        {"number": Integer(1, 99), "street": STREET, "place": PLACE}, "{number} {street} Street in {place}"
+    ),
     "passenger": Record({"name": FULL_NAME, "age": Integer(18, 80)}, "{name}, aged {age}"),
     "date": Date(),
     "time": Time(),

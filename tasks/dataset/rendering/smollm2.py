@@ -55,9 +55,7 @@ class SmolLM2:
 
     def answer(self, reply: Message) -> str:
         calls = [
-            OPEN
-            + json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False)
-            + CLOSE
+            OPEN + json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False) + CLOSE
             for call in reply.calls
         ]
         return ("\n".join(calls) or reply.content) + self.end_of_turn

@@ -1,0 +1,35 @@
+"""A job small enough for tests: ``torchrun -m tests.pool.toy_job spec.json``. It does what its arguments say."""
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch.distributed
+
+from tasks.contracts.attempt import Attempt, run_rank
+
+
+def main(attempt: Attempt) -> Mapping[str, Any] | None:
+    arguments = attempt.arguments
+    rank = int(os.environ["RANK"])
+    torch.distributed.init_process_group("gloo")
+    total = torch.tensor([rank + 1])
+    torch.distributed.all_reduce(total)
+    print(f"rank {rank} sees the sum {total.item()}")
+    attempt.report_progress(1, 2, "sums")
+    if rank == 0:
+        attempt.log_metrics(1, {"sum": float(total)})
+    if arguments.get("fail_rank") == rank:
+        raise ValueError(f"rank {rank} has a bad value: 42")
+    if arguments.get("hang"):
+        time.sleep(600)
+    # Rank 0 waits for the others here, and loses its peer when one fails.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    return {"sum": total.item()} if rank == 0 else None
+
+
+if __name__ == "__main__":
+    run_rank(main, sys.argv)
