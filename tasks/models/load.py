@@ -1,6 +1,7 @@
 """Loads a materialised model for the device at hand."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 
 def quiet_loading() -> None:
-    """No progress bars over weights: a job's log is read by people, and a bar is a line a step there."""
+    """No progress bars over weights, and no warnings that only TRL and PEFT could heed: people read a job's log."""
+    # Both still use the older of transformers' two names.
+    warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning)
     transformers.utils.logging.disable_progress_bar()
 
 

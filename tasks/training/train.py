@@ -4,7 +4,6 @@ import itertools
 import os
 import shutil
 import statistics
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from tasks.contracts.files import publish_folder, write_json
 from tasks.contracts.settings import ModelSettings, TrainingSettings
 from tasks.dataset.prepare import IGNORED
 from tasks.dataset.split import permutation
-from tasks.models.load import device, load_model, load_tokenizer
+from tasks.models.load import device, load_model, load_tokenizer, quiet_loading
 from tasks.models.materialise import materialise, weights_digest
 from tasks.training.answer_only_head import score_answers_only
 from tasks.training.checkpoints import MarkComplete, newest_valid
@@ -83,6 +82,7 @@ def build_trainer(
     checkpoints: Path,
 ) -> tuple[SFTTrainer, Reporter]:
     """TRL's trainer for the plan, with everything that bites by default set on purpose."""
+    quiet_loading()
     score_answers_only()
     lora = settings.lora
     target = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
@@ -117,8 +117,6 @@ def build_trainer(
         report_to="none",
         disable_tqdm=True,
     )
-    # TRL itself still uses the older of transformers' two names.
-    warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
     trainer = SFTTrainer(
         model=load_model(model_folder, settings.precision),
         args=config,

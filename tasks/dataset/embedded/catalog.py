@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from tasks.dataset.embedded.slots import SLOTS, Slot, Split
+from tasks.dataset.embedded.slots import SLOTS, Record, Slot, Split
 
 TEST_PHRASINGS = (1, 3)
 """Positions of the phrasings that only the test split uses."""
@@ -43,6 +43,11 @@ class Tool:
                 },
             },
         }
+
+    @property
+    def num_values(self) -> int:
+        """How many values a call carries at most, those of nested objects counted one by one."""
+        return sum(len(slot.fields) if isinstance(slot, Record) else 1 for slot in self.slots.values())
 
     def phrasings_of(self, split: Split) -> tuple[str, ...]:
         """The phrasings of one split; an unseen tool appears in the test only, with all of its phrasings."""

@@ -71,6 +71,8 @@ OFF_TOPIC: dict[Split, Sequence[str]] = {
 }  # fmt: skip
 SHARE_OFF_TOPIC = 0.8
 """Of the requests that no tool fits; the others ask for a tool that is not offered."""
+MAX_PARALLEL_VALUES = 2
+"""Only tools with as few are called twice in one answer: answers stay short enough for the demo's minutes."""
 TURNS: dict[Split, int] = {"train": 2, "test": 1}
 """Requests per conversation."""
 REFUSAL = "None of these functions can do that."
@@ -110,6 +112,8 @@ def generate(*, split: Split, num_rows: int, seed: int, unseen_tools: bool = Fal
 
 def _row(rng: random.Random, split: Split, category: str, target: Tool, tools: Sequence[Tool]) -> Row:
     """One conversation: a single request in the test split, several under the same tools in training."""
+    if category == "parallel_calls" and target.num_values > MAX_PARALLEL_VALUES:
+        target = rng.choice([tool for tool in tools if tool.num_values <= MAX_PARALLEL_VALUES])
     others = [tool for tool in tools if tool.domain != target.domain]
     offered = [target]
     if category == "several_tools":
@@ -154,7 +158,8 @@ def _request(
     else:
         asked = [target]
         if category == "parallel_calls":
-            asked.append(rng.choice(offered))
+            short = [tool for tool in offered if tool.num_values <= MAX_PARALLEL_VALUES]
+            asked = [rng.choice(short), rng.choice(short)] if short else asked
         parts = []
         for tool in asked:
             part, arguments = _ask(rng, split, tool)

@@ -243,7 +243,6 @@ MEDICINE = _words("iron, vitamin D, aspirin, insulin, zinc, calcium, oxygen, pen
 EXHIBIT = _words(
     "space, war, peace, nature, history, science, fashion, design, women, children, animals, fish, plants, trees, cars, ships"
 )
-CURRENCIES = {"USD": ["dollars", "USD"], "EUR": ["euros", "EUR"], "GBP": ["pounds", "GBP"], "JPY": ["yen", "JPY"]}
 
 SLOTS: dict[str, Slot] = {
     "place": PLACE,
@@ -288,7 +287,7 @@ SLOTS: dict[str, Slot] = {
     "order_number": Integer(10000, 99999),
     "channel": Integer(1, 60),
     "temperature_unit": Choice({"celsius": [], "fahrenheit": []}),
-    "currency": Choice(CURRENCIES),
+    "currency": Choice({"USD": [], "EUR": [], "GBP": [], "JPY": []}),
     "travel_mode": Choice({"driving": [], "walking": [], "cycling": []}),
     "priority": Choice({"low": [], "medium": [], "high": []}),
     "light_color": Choice({"red": [], "blue": [], "green": [], "white": []}),
