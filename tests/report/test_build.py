@@ -1,0 +1,83 @@
+"""The report: self-contained, and safe whatever a model writes."""
+
+import json
+import re
+
+import pytest
+
+from tasks.contracts.conversation import CATEGORIES, Call, Example, Message
+from tasks.contracts.prediction import Prediction, Reading
+from tasks.contracts.settings import GateSettings
+from tasks.evaluation.compare import compare
+from tasks.report.build import ReportInputs, build_report
+
+HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)> | `rm` \n# heading"
+QUALITY = {
+    "rows": {"read": 3, "train": 1, "test": 2, "unseen_tools": 0, "rejected": {"bad_call": 1}, "left_out": {}},
+    "categories": {name: dict.fromkeys(CATEGORIES, 0) for name in ("train", "test", "unseen_tools")},
+    "num_tools": {"train": 1, "test": 1, "unseen_tools": 0},
+    "tokens": {name: {"total": 1, "mean": 1, "max": 1} for name in ("train", "test", "unseen_tools")},
+    "overlap": {
+        "exact_duplicates": 0,
+        "test_requests_sharing_8_words_with_training": 0.25,
+        "unseen_tools_requests_sharing_8_words_with_training": 0.0,
+    },
+}
+TRAINING = {
+    "total_steps": 10,
+    "world_size": 2,
+    "trainable_parameters": 1000,
+    "final_loss": 0.5,
+    "tokens_per_s_per_gpu": 100.0,
+    "peak_memory_gbytes": 1.5,
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    call = Call("f", {"a": 1})
+    tests = [
+        Example("1", (Message("user", HOSTILE),), (), (call,), "", "s", "test"),
+        Example("2", (Message("user", "plain"),), (), (), "no", "s", "test"),
+    ]
+    original = [Prediction(e.id, HOSTILE, Reading(()), Reading(()), 1, 1, False, 1) for e in tests]
+    finetuned = [Prediction(e.id, "x", Reading(e.expected), Reading(e.expected), 1, 1, False, 1) for e in tests]
+    comparison = compare(tests, original, finetuned, GateSettings(min_requests=1), TRAINING)
+    inputs = ReportInputs(
+        run="run",
+        model="model",
+        dataset="rows",
+        quality=QUALITY,
+        training=TRAINING,
+        points=[(1, {"train/loss": 1.0, "train/tokens_per_s_per_gpu": 90.0}), (2, {"train/loss": 0.5})],
+        provenance={"settings": {"x": 1}},
+    )
+    build_report(comparison, inputs, tmp_path / "report")
+    return tmp_path / "report"
+
+
+def test_the_page_is_self_contained_and_runs_nothing_that_a_model_wrote(folder):
+    page = (folder / "comparison.html").read_text()
+    assert "<script>alert" not in page
+    assert "<img" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert page.count("<script>") == 1
+    loaded = re.findall(r"""(?:src|href)\s*=\s*["']([^"'#][^"']*)""", page)
+    assert [url for url in loaded if not url.startswith("data:")] == []
+    assert "default-src 'none'" in page
+
+
+def test_the_markdown_cannot_be_broken_out_of(folder):
+    text = (folder / "comparison.md").read_text()
+    assert "\n# heading" not in text
+    assert "| exact" not in text.splitlines()[0]
+    assert text.startswith("# FAIL: run")
+
+
+def test_json_and_figures_stand_beside_it(folder):
+    data = json.loads((folder / "comparison.json").read_text())
+    assert data["run"] == "run"
+    assert [g["name"] for g in data["groups"]][0] == "needs_call"
+    names = {path.name for path in (folder / "figures").iterdir()}
+    assert names == {"exact_match.svg", "train_loss.svg", "train_tokens_per_s_per_gpu.svg"}
+    assert not list(folder.parent.glob(".report*"))
