@@ -104,12 +104,14 @@ def mlflow_statuses(stack: Addresses, run: str) -> tuple[str, dict[str, str]]:
     return parent.info.status, {c.info.run_name: c.info.status for c in children}
 
 
-def processes_left(storage: Path) -> list[str]:
+def processes_left(storage: Path) -> list[psutil.Process]:
+    """Runners, agents and ranks of jobs under ``storage``, which their command lines name."""
     found = []
     for process in psutil.process_iter():
         try:
-            if TOKEN in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.cmdline()))
+            ours = any(str(storage) in part for part in process.cmdline())
+            if ours and TOKEN in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return found
@@ -191,11 +193,10 @@ def test_a_killed_rank_is_failed_everywhere_with_its_own_error_and_the_run_resum
     process = start(storage, stack, "killed")
     wait_for_line(storage / "runs" / "killed" / "jobs" / "train_adapter", "step 3/6")
     rank = next(
-        p
-        for p in psutil.process_iter(["cmdline"])
-        if p.info["cmdline"] and "tasks.training" in p.info["cmdline"] and p.environ().get("RANK") == "1"
-        and "tasks.pool.torchrun_agent" not in p.info["cmdline"]
-    )  # fmt: skip
+        process
+        for process in processes_left(storage)
+        if process.environ().get("RANK") == "1" and "tasks.pool.torchrun_agent" not in process.cmdline()
+    )
     rank.kill()
     code, output = finish(process)
     assert code == 1

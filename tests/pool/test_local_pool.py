@@ -33,23 +33,28 @@ def job(tmp_path: Path, name: str = "toy", time_limit_s: float = 120, **argument
     )
 
 
-def processes_of_any_job() -> list[int]:
+def processes_of(tmp_path: Path) -> list[psutil.Process]:
+    """Runners, agents and ranks of this test's jobs, which their command lines name."""
     found = []
     for process in psutil.process_iter():
         try:
-            if TOKEN in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
+            ours = any(str(tmp_path) in part for part in process.cmdline())
+            if ours and TOKEN in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return found
 
 
+def one_of(tmp_path: Path, module: str) -> psutil.Process:
+    return next(process for process in processes_of(tmp_path) if module in process.cmdline())
+
+
 @pytest.fixture(autouse=True)
-def nothing_is_left_behind():
-    before = set(processes_of_any_job())
+def nothing_is_left_behind(tmp_path):
     yield
     deadline = time.monotonic() + 5
-    while (left := set(processes_of_any_job()) - before) and time.monotonic() < deadline:
+    while (left := processes_of(tmp_path)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left
 
@@ -94,10 +99,8 @@ def test_a_killed_rank_is_named_with_its_signal(pool, tmp_path):
     wait_for(pool, handle, "rank 1 sees the sum")
     ranks = [
         process
-        for process in psutil.process_iter(["cmdline"])
-        if "tests.pool.toy_job" in (process.info["cmdline"] or [])
-        and "tasks.pool.torchrun_agent" not in process.info["cmdline"]
-        and process.environ().get("RANK") == "1"
+        for process in processes_of(tmp_path)
+        if process.environ().get("RANK") == "1" and "tasks.pool.torchrun_agent" not in process.cmdline()
     ]
     assert len(ranks) == 1
     ranks[0].send_signal(signal.SIGKILL)
@@ -108,8 +111,7 @@ def test_a_killed_rank_is_named_with_its_signal(pool, tmp_path):
 def test_a_killed_agent_leaves_no_rank_behind(pool, tmp_path):
     handle = pool.submit(job(tmp_path, hang=True))
     wait_for(pool, handle, "rank 1 sees the sum")
-    agents = [p for p in psutil.process_iter(["cmdline"]) if "tasks.pool.torchrun_agent" in (p.info["cmdline"] or [])]
-    agents[0].kill()
+    one_of(tmp_path, "tasks.pool.torchrun_agent").kill()
     with pytest.raises(JobFailed, match="SIGKILL"):
         supervise(pool, job(tmp_path, hang=True), Watch())
 
@@ -117,10 +119,9 @@ def test_a_killed_agent_leaves_no_rank_behind(pool, tmp_path):
 def test_cancel_is_complete_when_it_returns(pool, tmp_path):
     handle = pool.submit(job(tmp_path, hang=True))
     wait_for(pool, handle, "rank 0 sees the sum")
-    token_holders = processes_of_any_job()
-    assert len(token_holders) >= 5
+    assert len(processes_of(tmp_path)) >= 5
     pool.cancel(handle)
-    assert not set(processes_of_any_job()) & set(token_holders)
+    assert not processes_of(tmp_path)
     assert pool.state(handle) is JobState.CANCELLED
 
 
@@ -168,7 +169,7 @@ def test_a_job_beyond_its_time_limit_is_ended_and_says_so(pool, tmp_path):
 def test_a_runner_killed_hard_is_a_failure_and_not_success(pool, tmp_path):
     handle = pool.submit(job(tmp_path, hang=True))
     wait_for(pool, handle, "sees the sum")
-    runner = next(p for p in psutil.process_iter(["cmdline"]) if "tasks.pool.local_runner" in (p.info["cmdline"] or []))
+    runner = one_of(tmp_path, "tasks.pool.local_runner")
     runner.send_signal(signal.SIGKILL)
     runner.wait(5)
     assert pool.state(handle) is JobState.FAILED

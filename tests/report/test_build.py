@@ -77,7 +77,7 @@ def test_the_markdown_cannot_be_broken_out_of(folder):
 def test_json_and_figures_stand_beside_it(folder):
     data = json.loads((folder / "comparison.json").read_text())
     assert data["run"] == "run"
-    assert [g["name"] for g in data["groups"]][0] == "needs_call"
+    assert data["groups"][0]["name"] == "needs_call"
     names = {path.name for path in (folder / "figures").iterdir()}
     assert names == {"exact_match.svg", "train_loss.svg", "train_tokens_per_s_per_gpu.svg"}
     assert not list(folder.parent.glob(".report*"))
