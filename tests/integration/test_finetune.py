@@ -56,6 +56,8 @@ def start(storage: Path, stack: Addresses, run: str, **settings) -> subprocess.P
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # A shell starts background commands with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
