@@ -42,9 +42,9 @@ def test_every_call_fits_its_schema(split):
     row = rows("train", 1)[0]
     answer = row["conversations"][2]["value"]
     row["conversations"][2]["value"] = answer.replace('"arguments": {', '"arguments": {"nonsense": 1, ')
-    if "<tool_call>" in answer:
-        with pytest.raises(ValueError, match="unknown_argument"):
-            hermes.read(row)
+    assert "<tool_call>" in answer
+    with pytest.raises(ValueError, match="unknown_argument"):
+        hermes.read(row)
     assert len(split.train) + split.left_out.get("duplicate request", 0) == 150
 
 
