@@ -104,15 +104,16 @@ def test_a_model_of_no_known_family_is_refused(tmp_path):
         detect_family(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def tokenizer(embedded_model):
+    from tasks.models.load import load_tokenizer
+
+    assert detect_family(embedded_model) == "smollm2"
+    return load_tokenizer(embedded_model)
+
+
 @pytest.mark.integration
 class TestWithTheRealTokenizer:
-    @pytest.fixture(scope="class")
-    def tokenizer(self, embedded_model):
-        from tasks.models.load import load_tokenizer
-
-        assert detect_family(embedded_model) == "smollm2"
-        return load_tokenizer(embedded_model)
-
     def test_the_loss_counts_the_answers_and_nothing_else(self, tokenizer):
         ids, is_answer = encode_conversation(tokenizer, FAMILIES["smollm2"], EXAMPLE)
         stretches, previous = [], False

@@ -8,13 +8,12 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
 from flows.local_stack import REPOSITORY, Addresses, temporary_stack
 from tasks.contracts.files import read_json
-from tasks.pool.local import TOKEN
+from tests.processes import processes_under
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
 
@@ -106,19 +105,6 @@ def mlflow_statuses(stack: Addresses, run: str) -> tuple[str, dict[str, str]]:
     return parent.info.status, {c.info.run_name: c.info.status for c in children}
 
 
-def processes_left(storage: Path) -> list[psutil.Process]:
-    """Runners, agents and ranks of jobs under ``storage``, which their command lines name."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            ours = any(str(storage) in part for part in process.cmdline())
-            if ours and TOKEN in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
-
-
 @pytest.fixture(scope="module")
 def first_run(storage, stack):
     """One run from rows to report; the small test cannot pass the gates, and must say so."""
@@ -196,7 +182,7 @@ def test_a_killed_rank_is_failed_everywhere_with_its_own_error_and_the_run_resum
     wait_for_line(storage / "runs" / "killed" / "jobs" / "train_adapter", "step 3/6")
     rank = next(
         process
-        for process in processes_left(storage)
+        for process in processes_under(storage)
         if process.environ().get("RANK") == "1" and "tasks.pool.torchrun_agent" not in process.cmdline()
     )
     rank.kill()
@@ -207,7 +193,7 @@ def test_a_killed_rank_is_failed_everywhere_with_its_own_error_and_the_run_resum
     assert (state, tasks["train_adapter"]) == ("Failed", "Failed")
     status, children = mlflow_statuses(stack, "killed")
     assert (status, children["train_adapter"]) == ("FAILED", "FAILED")
-    assert not processes_left(storage)
+    assert not processes_under(storage)
 
     code, output = finish(start(storage, stack, "killed"))
     assert code == 3, output
@@ -228,7 +214,7 @@ def test_ctrl_c_ends_the_run_truthfully_and_leaves_nothing(first_run, storage, s
     process.send_signal(signal.SIGINT)
     code, output = finish(process)
     assert code == 130, output
-    assert not processes_left(storage)
+    assert not processes_under(storage)
     state, _ = prefect_states(stack, run)
     assert state == "Cancelled"
     status, children = mlflow_statuses(stack, run)

@@ -10,8 +10,9 @@ import psutil
 import pytest
 
 from tasks.contracts.job import JobFailed, JobSpec, JobState, LogLine
-from tasks.pool.local import TOKEN, LocalPool
+from tasks.pool.local import LocalPool
 from tasks.pool.supervise import Interrupted, Watch, supervise
+from tests.processes import processes_under
 
 pytestmark = pytest.mark.integration
 
@@ -33,28 +34,15 @@ def job(tmp_path: Path, name: str = "toy", time_limit_s: float = 120, **argument
     )
 
 
-def processes_of(tmp_path: Path) -> list[psutil.Process]:
-    """Runners, agents and ranks of this test's jobs, which their command lines name."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            ours = any(str(tmp_path) in part for part in process.cmdline())
-            if ours and TOKEN in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
-
-
 def one_of(tmp_path: Path, module: str) -> psutil.Process:
-    return next(process for process in processes_of(tmp_path) if module in process.cmdline())
+    return next(process for process in processes_under(tmp_path) if module in process.cmdline())
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(tmp_path):
     yield
     deadline = time.monotonic() + 5
-    while (left := processes_of(tmp_path)) and time.monotonic() < deadline:
+    while (left := processes_under(tmp_path)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left
 
@@ -99,7 +87,7 @@ def test_a_killed_rank_is_named_with_its_signal(pool, tmp_path):
     wait_for(pool, handle, "rank 1 sees the sum")
     ranks = [
         process
-        for process in processes_of(tmp_path)
+        for process in processes_under(tmp_path)
         if process.environ().get("RANK") == "1" and "tasks.pool.torchrun_agent" not in process.cmdline()
     ]
     assert len(ranks) == 1
@@ -119,9 +107,9 @@ def test_a_killed_agent_leaves_no_rank_behind(pool, tmp_path):
 def test_cancel_is_complete_when_it_returns(pool, tmp_path):
     handle = pool.submit(job(tmp_path, hang=True))
     wait_for(pool, handle, "rank 0 sees the sum")
-    assert len(processes_of(tmp_path)) >= 5
+    assert len(processes_under(tmp_path)) >= 5
     pool.cancel(handle)
-    assert not processes_of(tmp_path)
+    assert not processes_under(tmp_path)
     assert pool.state(handle) is JobState.CANCELLED
 
 
