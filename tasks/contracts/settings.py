@@ -25,6 +25,9 @@ def _plain_path(value: str) -> str:
 FolderPath = Annotated[str, AfterValidator(_plain_path)]
 
 
+Precision = Literal["auto", "float32", "mixed", "bfloat16"]
+
+
 class ModelSettings(Settings):
     """Which model is fine-tuned."""
 
@@ -87,6 +90,8 @@ class LoraSettings(Settings):
     """Share of the adapter's inputs dropped in training."""
     target_modules: str | tuple[str, ...] = "all-linear"
     """`all-linear`, or the names of the linear layers that get an adapter."""
+    first_layer: int = Field(default=0, ge=0)
+    """Lowest transformer layer that gets an adapter; those below are left as they are and need no backward pass."""
 
 
 class TrainingSettings(Settings):
@@ -114,8 +119,10 @@ class TrainingSettings(Settings):
     """Gradients are scaled down to this norm."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-    """Number format of the frozen weights and of the products; adapters always keep float32 weights."""
+    precision: Precision = "auto"
+    """Number format of the frozen weights and of the products; adapters always keep float32 weights. `mixed`: float32
+    weights, bfloat16 products. `auto`: bfloat16 on GPUs, mixed on processors that multiply bfloat16 natively, float32
+    on others."""
     save_every_steps: int = Field(default=500, ge=1)
     """Optimiser steps between checkpoints."""
     log_every_steps: int = Field(default=10, ge=1)
@@ -134,8 +141,8 @@ class InferenceSettings(Settings):
     """Requests per GPU at a time."""
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest answer; one that is cut there is marked as such."""
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-    """Number format of weights and products."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of weights and products. `auto`: bfloat16 where the device multiplies it natively, else float32."""
     adapter: Literal["trained", "none"] = "trained"
     """Control experiment: `none` compares the original model with itself. An honest comparison then finds no
     improvement."""

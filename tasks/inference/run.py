@@ -19,7 +19,7 @@ from tasks.contracts.settings import InferenceSettings, ModelSettings
 from tasks.dataset.prepare import read_examples
 from tasks.dataset.rendering.family import FAMILIES, detect_family
 from tasks.inference.generate import generate
-from tasks.models.load import load_model, load_tokenizer
+from tasks.models.load import load_model, load_tokenizer, resolve_precision
 from tasks.models.materialise import materialise, weights_digest
 
 
@@ -34,11 +34,13 @@ def run(attempt: Attempt) -> Mapping[str, Any] | None:
 
     folder = materialise(model_settings, Path(arguments["storage"]))
     family = FAMILIES[detect_family(folder) if model_settings.family == "auto" else model_settings.family]
-    model = load_model(folder, settings.precision)
+    precision = resolve_precision(settings.precision)
+    model = load_model(folder, precision)
     adapter = Path(arguments["adapter"]) if arguments["adapter"] else None
     if adapter is not None:
         check_base(adapter, folder)
-        model = merge(PeftModel.from_pretrained(model, adapter), settings.precision)
+        # The adapter in the weights' own precision, as serving engines load it: no cast to float32 and back per layer.
+        model = merge(PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False), precision)
     model.eval()
 
     examples = read_examples(Path(arguments["dataset"]) / "test.parquet")
@@ -47,7 +49,7 @@ def run(attempt: Attempt) -> Mapping[str, Any] | None:
     mine = examples[rank::world_size]
     if rank == 0:
         what = f"with the adapter {adapter}" if adapter else "as it is"
-        print(f"{len(examples)} requests to {model_settings.name} {what}, {world_size} ranks")
+        print(f"{len(examples)} requests to {model_settings.name} {what}, {world_size} ranks, {precision}")
 
     def on_done(done: int) -> None:
         if rank == 0:

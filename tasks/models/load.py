@@ -9,6 +9,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from tasks.contracts.settings import Precision
+
 
 def quiet_loading() -> None:
     """No progress bars over weights, and no warnings that only TRL and PEFT could heed: people read a job's log."""
@@ -24,10 +26,28 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def load_model(folder: Path, precision: Literal["float32", "bfloat16"]) -> PreTrainedModel:
-    """The causal language model in ``folder`` on this rank's device, in the precision of the settings."""
+Resolved = Literal["float32", "mixed", "bfloat16"]
+
+
+def resolve_precision(precision: Precision, *, on_cpu: Resolved = "bfloat16") -> Resolved:
+    """What ``auto`` means on this rank's device: bfloat16 where it is multiplied natively, float32 where it is slower.
+
+    Args:
+        on_cpu: what to choose on a processor that multiplies bfloat16 natively.
+    """
+    if precision != "auto":
+        return precision
+    if device().type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    processor = torch.cpu.get_capabilities()
+    return on_cpu if any(processor.get(feature) for feature in ("avx512_bf16", "amx_bf16", "bf16")) else "float32"
+
+
+def load_model(folder: Path, precision: Resolved) -> PreTrainedModel:
+    """The causal language model in ``folder`` on this rank's device, with weights in that precision."""
     quiet_loading()
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, precision), use_safetensors=True)
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
     loaded: PreTrainedModel = model.to(device())
     return loaded
 

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import PrinterCallback
+from transformers import PreTrainedModel, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from tasks.contracts.attempt import Attempt
 from tasks.contracts.files import publish_folder, write_json
-from tasks.contracts.settings import ModelSettings, TrainingSettings
+from tasks.contracts.settings import LoraSettings, ModelSettings, TrainingSettings
 from tasks.dataset.prepare import IGNORED
 from tasks.dataset.split import permutation
-from tasks.models.load import device, load_model, load_tokenizer, quiet_loading
+from tasks.models.load import Resolved, device, load_model, load_tokenizer, quiet_loading, resolve_precision
 from tasks.models.materialise import materialise, weights_digest
 from tasks.training.answer_only_head import score_answers_only
 from tasks.training.checkpoints import MarkComplete, newest_valid
@@ -47,8 +47,8 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
         trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
         print(
             f"{len(rows)} conversations, {plan.total_steps} steps of {settings.global_batch_size}: {world_size} ranks x "
-            f"{plan.per_device_batch_size} x {plan.accumulation_steps} accumulated; {trainable:,} trainable parameters"
-            + (f"; going on from {checkpoint.name}" if checkpoint else "")
+            f"{plan.per_device_batch_size} x {plan.accumulation_steps} accumulated; {trainable:,} trainable parameters, "
+            f"{resolve_precision(settings.precision)}" + (f"; going on from {checkpoint.name}" if checkpoint else "")
         )
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if rank != 0:
@@ -69,6 +69,7 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
         "total_steps": plan.total_steps,
         "world_size": world_size,
         "trainable_parameters": trainable,
+        "precision": precision_of(settings),
         "peak_memory_gbytes": peak_memory_gbytes(),
     }
 
@@ -84,8 +85,8 @@ def build_trainer(
     """TRL's trainer for the plan, with everything that bites by default set on purpose."""
     quiet_loading()
     score_answers_only()
-    lora = settings.lora
-    target = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    precision = precision_of(settings)
+    model = load_model(model_folder, precision)
     reporter = Reporter(attempt, plan.world_size)
     config = SFTConfig(
         output_dir=str(checkpoints),
@@ -100,7 +101,7 @@ def build_trainer(
         max_grad_norm=settings.max_grad_norm,
         gradient_checkpointing=settings.gradient_checkpointing,
         average_tokens_across_devices=True,
-        bf16=settings.precision == "bfloat16",
+        bf16=precision != "float32",
         use_cpu=device().type == "cpu",
         seed=settings.seed,
         data_seed=settings.seed,
@@ -118,22 +119,57 @@ def build_trainer(
         disable_tqdm=True,
     )
     trainer = SFTTrainer(
-        model=load_model(model_folder, settings.precision),
+        model=model,
         args=config,
         train_dataset=rows,
         processing_class=load_tokenizer(model_folder),
-        peft_config=LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=target,
-            task_type="CAUSAL_LM",
-        ),
+        peft_config=lora_config(settings.lora, model),
         callbacks=[reporter, MarkComplete(attempt)],
     )
     # The reporter prints a line that a person can read.
     trainer.remove_callback(PrinterCallback)
     return trainer, reporter
+
+
+def precision_of(settings: TrainingSettings) -> Resolved:
+    """The precision that training has on this rank's device.
+
+    On a CPU weights and residual stream stay in float32, where they cost a twentieth of the speed and no scarce memory.
+    """
+    return resolve_precision(settings.precision, on_cpu="mixed")
+
+
+def lora_config(lora: LoraSettings, model: PreTrainedModel) -> LoraConfig:
+    """PEFT's configuration of the adapter.
+
+    Raises:
+        ValueError: the model has no layer ``first_layer``.
+    """
+    layers = model.config.get_text_config().num_hidden_layers
+    if lora.first_layer >= layers:
+        raise ValueError(
+            f"training.lora.first_layer={lora.first_layer}, but the model's {layers} layers end at {layers - 1}"
+        )
+    target: str | list[str]
+    if isinstance(lora.target_modules, tuple):
+        target = list(lora.target_modules)
+    elif lora.first_layer:
+        # PEFT takes its own "all-linear" together with all layers only.
+        head = model.get_output_embeddings()
+        linear = (
+            name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear) and part is not head
+        )
+        target = sorted({name.rpartition(".")[2] for name in linear})
+    else:
+        target = lora.target_modules
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=target,
+        layers_to_transform=list(range(lora.first_layer, layers)) if lora.first_layer else None,
+        task_type="CAUSAL_LM",
+    )
 
 
 def load_rows(path: Path, settings: TrainingSettings) -> Dataset:

@@ -1,17 +1,16 @@
 """The embedded dataset: valid, varied, divided, repeatable."""
 
 import json
+import random
 
 import jsonschema
 import pytest
 
-from tasks.contracts.settings import DatasetSettings
 from tasks.dataset.embedded.catalog import catalog
 from tasks.dataset.embedded.generate import generate
+from tasks.dataset.embedded.slots import Quoted, Words
 from tasks.dataset.sources import hermes
 from tasks.dataset.split import ngram_overlap, requests, split_embedded, to_example
-
-DEMO = DatasetSettings(name="embedded", max_rows=320, num_test_rows=130, num_unseen_tools_rows=40)
 
 
 def rows(split="train", num_rows=200, **kwargs):
@@ -20,7 +19,7 @@ def rows(split="train", num_rows=200, **kwargs):
 
 @pytest.fixture(scope="module")
 def split():
-    everything = [*rows("train", 150), *rows("test", 130), *rows("test", 40, unseen_tools=True)]
+    everything = [*rows("train", 560), *rows("test", 130), *rows("test", 40, unseen_tools=True)]
     return split_embedded([to_example(row["id"], hermes.read(row), "embedded") for row in everything])
 
 
@@ -45,7 +44,7 @@ def test_every_call_fits_its_schema(split):
     assert "<tool_call>" in answer
     with pytest.raises(ValueError, match="unknown_argument"):
         hermes.read(row)
-    assert len(split.train) + split.left_out.get("duplicate request", 0) == 150
+    assert len(split.train) + split.left_out.get("duplicate request", 0) == 560
 
 
 def test_the_same_seed_writes_the_same_rows_and_more_rows_keep_the_earlier_ones():
@@ -74,9 +73,9 @@ def test_no_test_request_can_be_memorised(split):
     assert ngram_overlap(split.train, split.test) < 0.05
 
 
-def test_a_test_asks_one_thing_and_a_training_conversation_several(split):
-    assert {len(requests(example)) for example in split.test} == {1}
-    assert {len(requests(example)) for example in split.train} == {2}
+def test_a_sentence_is_quoted_in_the_request_and_bare_in_the_call():
+    slot = Quoted(Words(["see you soon"] * 4))
+    assert slot.draw(random.Random(0), "train") == ('"see you soon"', "see you soon")
 
 
 def test_too_many_rows_are_refused_rather_than_repeated():

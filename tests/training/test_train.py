@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from tasks.contracts.attempt import Attempt
-from tasks.contracts.settings import TrainingSettings
+from tasks.contracts.settings import LoraSettings, TrainingSettings
 
 pytestmark = pytest.mark.integration
 
@@ -93,3 +93,42 @@ def test_an_unfinished_or_damaged_checkpoint_is_passed_over(tmp_path):
     (tmp_path / "checkpoint-10" / "weights").write_bytes(data)
     assert newest_valid(tmp_path).name == "checkpoint-5"
     assert json.loads((tmp_path / "checkpoint-5" / "manifest.json").read_text())["step"] == 5
+
+
+def test_layers_below_the_first_get_no_adapter(embedded_model):
+    from peft import get_peft_model
+
+    from tasks.models.load import load_model
+    from tasks.training.train import lora_config
+
+    model = load_model(embedded_model, "float32")
+    whole = lora_config(LoraSettings(), model)
+    assert whole.target_modules == "all-linear"
+    adapted = get_peft_model(model, lora_config(LoraSettings(first_layer=28), model))
+    layers = {name.split(".layers.")[1].split(".")[0] for name, p in adapted.named_parameters() if p.requires_grad}
+    assert layers == {"28", "29"}
+    parts = {name.split(".lora_")[0].rpartition(".")[2] for name, p in adapted.named_parameters() if p.requires_grad}
+    assert parts == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_a_layer_that_the_model_lacks_is_refused(embedded_model):
+    from tasks.models.load import load_model
+    from tasks.training.train import lora_config
+
+    with pytest.raises(ValueError, match="first_layer=30, but the model's 30 layers end at 29"):
+        lora_config(LoraSettings(first_layer=30), load_model(embedded_model, "float32"))
+
+
+@pytest.mark.parametrize(
+    ("processor", "precision"),
+    [({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16"), ({"avx512_f": True}, "float32")],
+)
+def test_auto_takes_bfloat16_where_the_processor_multiplies_it(monkeypatch, processor, precision):
+    import torch
+
+    from tasks.models.load import resolve_precision
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
+    assert resolve_precision("auto") == precision
+    assert resolve_precision("float32") == "float32"

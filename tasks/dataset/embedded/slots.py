@@ -49,6 +49,21 @@ class Words:
 
 
 @dataclass(frozen=True)
+class Quoted:
+    """A sentence of its own, which the request puts in quotation marks and the call carries without."""
+
+    sentences: Words
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        return self.sentences.schema
+
+    def draw(self, rng: random.Random, split: Split) -> Drawn:
+        surface, value = self.sentences.draw(rng, split)
+        return f'"{surface}"', value
+
+
+@dataclass(frozen=True)
 class Choice:
     """An enum: the value, and the ways people say it (the value itself where none is given)."""
 
@@ -107,7 +122,7 @@ class Date:
 
     def draw(self, rng: random.Random, split: Split) -> Drawn:
         day = date(2026, 1, 1) + timedelta(days=rng.randrange(730))
-        surface = rng.choice([day.isoformat()] * 3 + [f"{day.day} {calendar.month_name[day.month]} {day.year}"])
+        surface = rng.choice([day.isoformat()] * 5 + [f"{day.day} {calendar.month_name[day.month]} {day.year}"])
         return surface, day.isoformat()
 
 
@@ -263,14 +278,12 @@ SLOTS: dict[str, Slot] = {
     "book": BOOK,
     "task": TASK,
     "event": EVENT,
-    "note": NOTE,
+    "note": Quoted(NOTE),
     "language": LANGUAGE,
-    "phrase": PHRASE,
+    "phrase": Quoted(PHRASE),
     "medicine": MEDICINE,
     "exhibit": EXHIBIT,
-    "address": Record(
-        {"number": Integer(1, 99), "street": STREET, "place": PLACE}, "{number} {street} Street in {place}"
-    ),
+    "address": Record({"number": Integer(1, 99), "street": STREET}, "{number} {street} Street"),
     "passenger": Record({"name": FULL_NAME, "age": Integer(18, 80)}, "{name}, aged {age}"),
     "date": Date(),
     "time": Time(),
@@ -282,19 +295,17 @@ SLOTS: dict[str, Slot] = {
     "amount": Integer(10, 900, 10),
     "price": Number(5, 300, 2),
     "weight": Number(45, 120, 1),
-    "rate": Number(1, 9, 2),
+    "loan": Integer(1000, 90000, 1000),
     "years": Integer(2, 30),
     "order_number": Integer(10000, 99999),
     "channel": Integer(1, 60),
-    "temperature_unit": Choice({"celsius": [], "fahrenheit": []}),
     "currency": Choice({"USD": [], "EUR": [], "GBP": [], "JPY": []}),
-    "travel_mode": Choice({"driving": [], "walking": [], "cycling": []}),
     "priority": Choice({"low": [], "medium": [], "high": []}),
     "light_color": Choice({"red": [], "blue": [], "green": [], "white": []}),
     "sport": Choice({"running": ["run"], "cycling": ["bike ride"], "swimming": ["swim"], "walking": ["walk"]}),
     "level": Choice({"beginner": [], "intermediate": [], "advanced": []}),
     "leave_type": Choice({"vacation": [], "sick": [], "parental": []}),
-    "file_format": Choice({"pdf": ["PDF", "pdf"], "csv": ["CSV", "csv"], "xlsx": ["Excel", "xlsx"]}),
+    "file_format": Choice({"pdf": ["PDF", "pdf"], "csv": ["CSV", "csv"], "xlsx": ["XLSX", "xlsx"]}),
     "period": Choice({"day": [], "week": [], "month": [], "year": []}),
     "cuisine": Choice(CUISINE),
 }

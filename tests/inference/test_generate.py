@@ -1,0 +1,43 @@
+"""Greedy answers: the same as transformers writes, whatever else is in the batch."""
+
+import pytest
+
+pytestmark = pytest.mark.integration
+
+PROMPTS = ("Hello", "The capital of France is", "One, two, three, four, five, six, seven,")
+MAX_NEW_TOKENS = 16
+
+
+@pytest.fixture(scope="module")
+def model(embedded_model):
+    from tasks.models.load import load_model
+
+    return load_model(embedded_model, "float32").eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(embedded_model):
+    from tasks.models.load import load_tokenizer
+
+    return load_tokenizer(embedded_model)
+
+
+def cut(answer: list[int], end: int) -> list[int]:
+    return answer[: answer.index(end) + 1] if end in answer else answer
+
+
+def test_a_batch_that_shrinks_answers_as_transformers_does_one_by_one(model, tokenizer):
+    import torch
+
+    from tasks.inference.generate import _answer
+
+    prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
+    expected = [
+        model.generate(torch.tensor([p]), max_new_tokens=MAX_NEW_TOKENS, do_sample=False, eos_token_id=-1)[0, len(p) :]
+        for p in prompts
+    ]
+    # A token of the first answer ends it early, so that the others go on in a smaller batch.
+    end = expected[0].tolist()[3]
+    answers = _answer(model, tokenizer, prompts, end, MAX_NEW_TOKENS)
+    assert len(answers[0]) < MAX_NEW_TOKENS
+    assert [cut(a, end) for a in answers] == [cut(e.tolist(), end) for e in expected]
