@@ -35,6 +35,7 @@ def compare_models(
     """Score, compare, report, register."""
     with child_run(run, STAGE) as child:
         examples = [example_from_record(r) for r in pq.read_table(Path(dataset.path) / "test.parquet").to_pylist()]
+        check_comparable(Path(original.path), Path(finetuned.path))
         comparison = compare(
             examples, _predictions(original), _predictions(finetuned), run.experiment.gates, adapter.figures
         )
@@ -51,6 +52,20 @@ def compare_models(
         _record(run, child, comparison, original, finetuned, adapter, dataset)
     _show(run, comparison, comparison_markdown(comparison, inputs))
     return comparison
+
+
+def check_comparable(original: Path, finetuned: Path) -> None:
+    """Refuse two models' answers that were computed in different number formats: the difference would not be theirs.
+
+    Raises:
+        ValueError: they were; ``auto`` chose differently on the two machines, the original's answers being reused.
+    """
+    before, after = (read_json(path / "manifest.json")["precision"] for path in (original, finetuned))
+    if before != after:
+        raise ValueError(
+            f"the original model answered in {before} ({original}), the fine-tuned one in {after} ({finetuned}); "
+            f"set inference.precision={after}, and the original is asked again"
+        )
 
 
 def _predictions(answers: Answers) -> list[Prediction]:

@@ -5,15 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from tasks.contracts.conversation import Example
 from tasks.contracts.prediction import Prediction
 from tasks.dataset.rendering.family import Family, encode_prompt
 from tasks.dataset.rendering.json_calls import read_leniently
-
-SHARE_UNFINISHED_TO_SHRINK = 0.75
-"""A batch is made smaller when a quarter of it is finished: each time its whole cache is copied."""
 
 
 def generate(
@@ -60,42 +57,21 @@ def generate(
 def _answer(
     model: PreTrainedModel, tokenizer: Any, prompts: Sequence[list[int]], end: int, max_new_tokens: int
 ) -> list[list[int]]:
-    """The new token ids of each prompt, up to ``max_new_tokens``; left-padded as decoders need it.
-
-    Answers that are finished leave the batch: ``model.generate`` computes them to the end of the longest, which on the
-    demo's requests is two and a half times the tokens.
-    """
+    """The new token ids of each prompt, up to ``max_new_tokens``; left-padded as decoders need it."""
     width = max(map(len, prompts))
     ids = torch.full((len(prompts), width), tokenizer.pad_token_id)
     mask = torch.zeros((len(prompts), width), dtype=torch.long)
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
-    ids, mask = ids.to(model.device), mask.to(model.device)
-    answers: list[list[int]] = [[] for _ in prompts]
-    rows = torch.arange(len(prompts), device=model.device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
     with torch.inference_mode():
-        for _ in range(max_new_tokens):
-            output: Any = model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            tokens = output.logits[:, -1].argmax(-1)
-            for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
-                answers[row].append(token)
-            unfinished = torch.tensor([end not in answers[row] for row in rows.tolist()], device=model.device)
-            if not unfinished.any():
-                break
-            if unfinished.float().mean() <= SHARE_UNFINISHED_TO_SHRINK:
-                kept = unfinished.nonzero().flatten()
-                cache.batch_select_indices(kept)
-                rows, tokens, mask, positions = rows[kept], tokens[kept], mask[kept], positions[kept]
-            ids, positions = tokens[:, None], positions[:, -1:] + 1
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        output: Any = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    answers: list[list[int]] = output[:, width:].tolist()
     return answers

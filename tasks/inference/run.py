@@ -74,7 +74,7 @@ def run(attempt: Attempt) -> Mapping[str, Any] | None:
     torch.distributed.destroy_process_group()
     if rank != 0:
         return None
-    return _gather(attempt, output, world_size, [e.id for e in examples], seconds)
+    return _gather(attempt, output, world_size, [e.id for e in examples], seconds, precision)
 
 
 def merge(model: PeftModel, precision: str) -> Any:
@@ -116,7 +116,7 @@ def write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
 
 
 def _gather(
-    attempt: Attempt, output: Path, world_size: int, example_ids: Sequence[str], seconds: float
+    attempt: Attempt, output: Path, world_size: int, example_ids: Sequence[str], seconds: float, precision: str
 ) -> Mapping[str, Any]:
     """One file of all ranks' predictions, in the order of the examples' ids.
 
@@ -143,6 +143,7 @@ def _gather(
         "new_tokens_per_s": num_new_tokens / seconds,
         "generation_s": seconds,
         "num_cut": sum(p.was_cut for p in predictions),
+        "precision": precision,
     }
     write_json(temporary / "manifest.json", manifest)
     publish_folder(temporary, output)

@@ -48,7 +48,7 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
         print(
             f"{len(rows)} conversations, {plan.total_steps} steps of {settings.global_batch_size}: {world_size} ranks x "
             f"{plan.per_device_batch_size} x {plan.accumulation_steps} accumulated; {trainable:,} trainable parameters, "
-            f"{resolve_precision(settings.precision)}" + (f"; going on from {checkpoint.name}" if checkpoint else "")
+            f"{precision_of(settings)}" + (f"; going on from {checkpoint.name}" if checkpoint else "")
         )
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if rank != 0:

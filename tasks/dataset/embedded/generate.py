@@ -154,7 +154,7 @@ def _request(
         asked = [target]
         if category == "parallel_calls":
             short = [tool for tool in offered if tool.num_values <= MAX_PARALLEL_VALUES]
-            asked = [rng.choice(short), rng.choice(short)] if short else asked
+            asked = [rng.choice(short), rng.choice(short)]
         parts = []
         for tool in asked:
             part, arguments = _ask(rng, split, tool)
