@@ -44,10 +44,20 @@ def resolve_precision(precision: Precision, *, on_cpu: Resolved = "bfloat16") ->
 
 
 def load_model(folder: Path, precision: Resolved) -> PreTrainedModel:
-    """The causal language model in ``folder`` on this rank's device, with weights in that precision."""
+    """The causal language model in ``folder`` on this rank's device.
+
+    ``bfloat16`` and ``float32`` hold all weights so. ``mixed`` holds the matrices that autocast would round to bfloat16
+    at every use in bfloat16 from the start, which gives the same products, and everything else in float32: embedding,
+    norms and so the residual stream. It runs under autocast only.
+    """
     quiet_loading()
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    if precision == "mixed":
+        for part in model.modules():
+            if isinstance(part, torch.nn.Linear):
+                # A parameter of its own: a head that is tied to the embedding parts from it here.
+                part.weight = torch.nn.Parameter(part.weight.detach().bfloat16(), requires_grad=False)
     loaded: PreTrainedModel = model.to(device())
     return loaded
 

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tasks.contracts.attempt import Attempt
+from tasks.training.plan import TrainingPlan
 
 NAMES = {"loss": "train/loss", "learning_rate": "train/learning_rate", "grad_norm": "train/grad_norm"}
 
@@ -13,9 +14,9 @@ NAMES = {"loss": "train/loss", "learning_rate": "train/learning_rate", "grad_nor
 class Reporter(TrainerCallback):
     """Logs every point to the attempt's metrics and says how far the run is. Padding is not counted as tokens."""
 
-    def __init__(self, attempt: Attempt, world_size: int) -> None:
+    def __init__(self, attempt: Attempt, plan: TrainingPlan) -> None:
         self._attempt = attempt
-        self._world_size = world_size
+        self._plan = plan
         self._last = (0.0, 0)
         self.losses: list[float] = []
         self.speeds: list[float] = []
@@ -42,11 +43,13 @@ class Reporter(TrainerCallback):
         now, tokens = time.perf_counter(), int(state.num_input_tokens_seen)
         seconds, new_tokens = now - self._last[0], tokens - self._last[1]
         self._last = (now, tokens)
-        speed = new_tokens / seconds / self._world_size
+        speed = new_tokens / seconds / self._plan.world_size
         self.losses.append(logs["loss"])
         self.speeds.append(speed)
         metrics = {name: float(logs[key]) for key, name in NAMES.items() if key in logs}
-        metrics |= {"train/tokens_per_s_per_gpu": speed, "train/epoch": float(logs.get("epoch", 0.0))}
+        # The trainer sees all epochs as one, in the order that the plan gave them.
+        epoch = state.global_step / self._plan.steps_per_epoch
+        metrics |= {"train/tokens_per_s_per_gpu": speed, "train/epoch": epoch}
         self._attempt.log_metrics(state.global_step, metrics)
         left = (state.max_steps - state.global_step) * seconds / max(1, args.logging_steps)
         print(

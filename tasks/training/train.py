@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from peft import LoraConfig
@@ -21,13 +22,18 @@ from tasks.dataset.prepare import IGNORED
 from tasks.dataset.split import permutation
 from tasks.models.load import Resolved, device, load_model, load_tokenizer, quiet_loading, resolve_precision
 from tasks.models.materialise import materialise, weights_digest
-from tasks.training.answer_only_head import score_answers_only
+from tasks.training.answer_only_loss import AnswerOnlyTrainer
 from tasks.training.checkpoints import MarkComplete, newest_valid
+from tasks.training.order import training_order
 from tasks.training.plan import TrainingPlan, plan_training
 from tasks.training.reporter import Reporter
 
 SHARE_OF_FINAL_LOSS = 10
 """The final loss is the mean over the last tenth of the logged points."""
+
+EAGER_ATTENTION_TOKENS = 512
+"""Up to this length plain products are the faster attention on a CPU (a tenth of a step at 160 tokens); beyond it their
+matrix of scores takes more memory than it saves time."""
 
 
 def train(attempt: Attempt) -> Mapping[str, Any] | None:
@@ -41,7 +47,15 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
     plan = plan_training(settings, num_rows=len(rows), world_size=world_size)
     digest_before = weights_digest(model_folder) if rank == 0 else ""
 
-    trainer, reporter = build_trainer(attempt, settings, plan, model_folder, rows, output / "checkpoints")
+    order = training_order(
+        num_tokens(rows),
+        global_batch_size=settings.global_batch_size,
+        steps_per_epoch=plan.steps_per_epoch,
+        num_epochs=settings.num_epochs,
+        seed=settings.seed,
+    )
+    ordered = rows.select(order)
+    trainer, reporter = build_trainer(attempt, settings, plan, model_folder, ordered, output / "checkpoints")
     checkpoint = newest_valid(output / "checkpoints")
     if rank == 0:
         trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
@@ -84,10 +98,10 @@ def build_trainer(
 ) -> tuple[SFTTrainer, Reporter]:
     """TRL's trainer for the plan, with everything that bites by default set on purpose."""
     quiet_loading()
-    score_answers_only()
     precision = precision_of(settings)
+    is_cpu = device().type == "cpu"
     model = load_model(model_folder, precision)
-    reporter = Reporter(attempt, plan.world_size)
+    reporter = Reporter(attempt, plan)
     config = SFTConfig(
         output_dir=str(checkpoints),
         max_steps=plan.total_steps,
@@ -102,9 +116,10 @@ def build_trainer(
         gradient_checkpointing=settings.gradient_checkpointing,
         average_tokens_across_devices=True,
         bf16=precision != "float32",
-        use_cpu=device().type == "cpu",
+        use_cpu=is_cpu,
         seed=settings.seed,
-        data_seed=settings.seed,
+        # The rows come in the order of their steps, all epochs after one another.
+        train_sampling_strategy="sequential",
         logging_steps=settings.log_every_steps,
         logging_first_step=True,
         save_steps=settings.save_every_steps,
@@ -113,12 +128,17 @@ def build_trainer(
         # Rows are tokenised, masked and length-checked by the dataset stage: nothing may touch them here.
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
+        # Torch on a CPU compiles and keeps a product for every shape it meets: fewer lengths, fewer products. Padding to
+        # 32 made a step 8 % faster and took 0.6 GB less per rank than the conversations' own lengths.
+        pad_to_multiple_of=32 if is_cpu else "auto",
         dataloader_drop_last=True,
         ddp_find_unused_parameters=False,
         report_to="none",
         disable_tqdm=True,
     )
-    trainer = SFTTrainer(
+    if is_cpu and max(num_tokens(rows)) <= EAGER_ATTENTION_TOKENS:
+        model.set_attn_implementation("eager")
+    trainer = (AnswerOnlyTrainer if is_cpu else SFTTrainer)(
         model=model,
         args=config,
         train_dataset=rows,
@@ -176,6 +196,12 @@ def load_rows(path: Path, settings: TrainingSettings) -> Dataset:
     """The tokenised conversations, mapped into memory: ``input_ids`` and ``labels`` (-100 outside the answer)."""
     rows = Dataset.from_file(str(path))
     return shuffled_answers(rows, settings.seed) if settings.shuffle_answers else rows
+
+
+def num_tokens(rows: Dataset) -> list[int]:
+    """The length of each conversation, counted without unpacking it."""
+    lengths: list[int] = pc.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_pylist()
+    return lengths
 
 
 def shuffled_answers(rows: Dataset, seed: int) -> Dataset:

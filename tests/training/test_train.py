@@ -45,25 +45,53 @@ def test_shuffled_answers_swap_answers_and_keep_requests(rows):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_scoring_answers_only_gives_the_same_loss(embedded_model, rows, monkeypatch):
+@pytest.mark.parametrize("items", [None, 40])
+def test_scoring_answers_only_gives_trls_loss_and_gradient(embedded_model, rows, tmp_path, items):
     import torch
-    import trl.trainer.utils
+    from trl import SFTConfig, SFTTrainer
+
+    from tasks.models.load import load_model, load_tokenizer
+    from tasks.training.answer_only_loss import AnswerOnlyTrainer
+
+    ids = torch.randint(5, 40_000, (3, 40), generator=torch.Generator().manual_seed(1))
+    labels = ids.clone()
+    # Answers in different places, a padded row, and a row without any answer.
+    labels[0, :25] = IGNORED
+    labels[1, 10:] = IGNORED
+    labels[2] = IGNORED
+    mask = torch.ones_like(ids)
+    mask[1, 30:] = 0
+    outcomes = []
+    for kind in (SFTTrainer, AnswerOnlyTrainer):
+        arguments = SFTConfig(
+            str(tmp_path), use_cpu=True, bf16=False, report_to="none", dataset_kwargs={"skip_prepare_dataset": True}
+        )
+        model = load_model(embedded_model, "float32")
+        trainer = kind(model, arguments, train_dataset=rows, processing_class=load_tokenizer(embedded_model))
+        batch = {"input_ids": ids, "labels": labels.clone(), "attention_mask": mask}
+        loss = trainer.compute_loss(model, batch, num_items_in_batch=items and torch.tensor(items))
+        loss.backward()
+        outcomes.append((loss.item(), model.model.layers[0].mlp.up_proj.weight.grad.norm().item()))
+    assert outcomes[0] == pytest.approx(outcomes[1], rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mixed_precision_multiplies_exactly_what_autocast_would(embedded_model):
+    import torch
 
     from tasks.models.load import load_model
-    from tasks.training import answer_only_head
 
-    ids = torch.randint(5, 40_000, (2, 40), generator=torch.Generator().manual_seed(1))
-    labels = ids.clone()
-    labels[:, :25] = IGNORED
-    losses = []
-    for where in (lambda device: False, answer_only_head._compiles_nothing_or_triton):
-        monkeypatch.setattr(trl.trainer.utils, "_use_triton", where)
-        model = load_model(embedded_model, "float32")
-        trl.trainer.utils.add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
-        loss = model(input_ids=ids, labels=labels, fused_lm_head=True).loss
-        loss.backward()
-        losses.append((loss.item(), model.model.layers[0].mlp.up_proj.weight.grad.norm().item()))
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    ids = torch.arange(5, 45)[None]
+    outputs = []
+    for precision in ("float32", "mixed"):
+        model = load_model(embedded_model, precision)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            outputs.append(model(input_ids=ids, output_hidden_states=True))
+    whole, mixed = outputs
+    assert torch.equal(whole.logits, mixed.logits)
+    assert mixed.hidden_states[5].dtype == torch.float32
+    assert model.get_input_embeddings().weight.dtype == torch.float32
+    assert model.model.layers[3].mlp.up_proj.weight.dtype == torch.bfloat16
 
 
 def test_an_unfinished_or_damaged_checkpoint_is_passed_over(tmp_path):

@@ -1,0 +1,25 @@
+"""Servers, storage and one finished run that the integration tests share."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.local_stack import Addresses, temporary_stack
+from tests.integration.finetune_process import finish, start
+
+
+@pytest.fixture(scope="session")
+def storage(model_storage) -> Path:
+    return model_storage
+
+
+@pytest.fixture(scope="session")
+def stack(storage):
+    with temporary_stack(storage) as addresses:
+        yield addresses
+
+
+@pytest.fixture(scope="session")
+def first_run(storage: Path, stack: Addresses) -> tuple[int, str]:
+    """One run from rows to report; the small test cannot pass the gates, and must say so."""
+    return finish(start(storage, stack, "first"))

@@ -1,0 +1,156 @@
+"""What goes wrong on a cluster, done to a real run: killed processes, Ctrl-C, a full disk, rows that are none."""
+
+import asyncio
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.local_stack import Addresses
+from tests.integration.finetune_process import (
+    finish,
+    flow_run_named,
+    mlflow_statuses,
+    prefect_states,
+    start,
+    wait_for_line,
+)
+from tests.processes import processes_under
+
+pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
+
+# Settings with which a stage has work of its own to do, whatever was cached before.
+FRESH = {
+    "prepare_dataset": {"dataset__seed": 1},
+    "run_inference_baseline": {"inference__max_new_tokens": 47},
+    "train_adapter": {},
+    "run_inference_finetuned": {"inference__adapter": "none", "training__max_steps_per_epoch": 2},
+}
+
+
+def rank_of(storage: Path, run: str, stage: str, rank: str, limit_s: float = 180) -> psutil.Process:
+    """A rank of the stage's job, as soon as it lives."""
+    job = str(storage / "runs" / run / "jobs" / stage)
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        for process in processes_under(storage):
+            try:
+                is_agent = "tasks.pool.torchrun_agent" in process.cmdline()
+                if not is_agent and job in " ".join(process.cmdline()) and process.environ().get("RANK") == rank:
+                    return process
+            except psutil.NoSuchProcess:
+                continue
+        time.sleep(0.1)
+    pytest.fail(f"rank {rank} of {job} never lived")
+
+
+def test_a_killed_rank_is_failed_everywhere_with_its_own_error_and_the_run_resumes(first_run, storage, stack):
+    process = start(storage, stack, "killed")
+    wait_for_line(storage / "runs" / "killed" / "jobs" / "train_adapter", "step 3/6")
+    rank_of(storage, "killed", "train_adapter", "1").kill()
+    assert_failed_with_its_rank(process, storage, stack, "killed", "train_adapter", 1)
+
+    code, output = finish(start(storage, stack, "killed"))
+    assert code == 3, output
+    assert "going on from checkpoint-2" in output
+
+
+@pytest.mark.parametrize(("stage", "rank"), [("run_inference_baseline", 1), ("run_inference_finetuned", 0)])
+def test_a_killed_rank_of_inference_is_failed_everywhere(first_run, storage, stack, stage, rank):
+    run = f"killed-{stage}"
+    process = start(storage, stack, run, **FRESH[stage])
+    rank_of(storage, run, stage, str(rank)).kill()
+    assert_failed_with_its_rank(process, storage, stack, run, stage, rank)
+
+
+def assert_failed_with_its_rank(
+    process: subprocess.Popen, storage: Path, stack: Addresses, run: str, stage: str, rank: int
+) -> None:
+    code, output = finish(process)
+    assert code == 1, output
+    assert f"rank {rank}" in output
+    assert "SIGKILL" in output
+    state, tasks = prefect_states(stack, run)
+    assert (state, tasks[stage]) == ("Failed", "Failed")
+    status, children = mlflow_statuses(stack, run)
+    assert (status, children[stage]) == ("FAILED", "FAILED")
+    assert not processes_under(storage)
+
+
+@pytest.mark.parametrize("stage", ["prepare_dataset", "train_adapter", "run_inference_finetuned"])
+def test_ctrl_c_ends_the_run_truthfully_and_leaves_nothing(first_run, storage, stack, stage):
+    run = f"interrupted-{stage}"
+    process = start(storage, stack, run, **FRESH[stage])
+    rank_of(storage, run, stage, "0")
+    process.send_signal(signal.SIGINT)
+    code, output = finish(process)
+    assert code == 130, output
+    assert not processes_under(storage)
+    state, _ = prefect_states(stack, run)
+    assert state == "Cancelled"
+    status, children = mlflow_statuses(stack, run)
+    assert status == "KILLED"
+    assert children[stage] == "KILLED"
+
+
+def test_the_jobs_of_a_dead_flow_are_ended_by_its_cancellation_hook(first_run, storage, stack):
+    from flows.finetune import cancel_jobs, finetune
+
+    process = start(storage, stack, "orphaned")
+    rank_of(storage, "orphaned", "train_adapter", "1")
+    process.kill()
+    finish(process)
+    assert processes_under(storage), "the job must outlive its flow: a restarted flow adopts it"
+    flow_run = asyncio.run(flow_run_named(stack, "orphaned"))
+    cancel_jobs(finetune, flow_run, flow_run.state)
+    assert not processes_under(storage)
+
+
+def test_a_dataset_without_a_usable_row_says_so(first_run, storage, stack, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"conversations": [{"from": "human", "value": "no answer follows"}], "tools": "[]"}\n' * 40)
+    run = "unusable"
+    code, output = finish(start(storage, stack, run, dataset__name=rows, dataset__format="hermes"))
+    assert code == 1, output
+    print(output)
+    assert str(rows) in output
+    state, tasks = prefect_states(stack, run)
+    assert (state, tasks["prepare_dataset"]) == ("Failed", "Failed")
+    assert mlflow_statuses(stack, run)[1]["prepare_dataset"] == "FAILED"
+
+
+def test_a_model_that_the_hub_does_not_have_says_so(first_run, storage, stack):
+    code, output = finish(start(storage, stack, "no-model", model__name="nobody/no-such-model"))
+    assert code in (1, 2), output
+    assert "nobody/no-such-model" in output
+    assert "local folder" in output
+
+
+def test_a_disk_that_fills_up_fails_the_stage_and_keeps_what_was_finished(first_run, storage, stack, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        (disk / "models").symlink_to(storage / "models")
+        settings = {"storage__shared": disk, "storage__min_free_gbytes": 0.01}
+        # A checkpoint is 36 MB with its optimiser: the first fits, the second does not.
+        code, output = finish(start(storage, stack, "full", **settings))
+        assert code == 1, output
+        assert "No space left on device" in output
+        state, tasks = prefect_states(stack, "full")
+        assert (state, tasks["prepare_dataset"], tasks["train_adapter"]) == ("Failed", "Completed", "Failed")
+        status, children = mlflow_statuses(stack, "full")
+        assert (status, children["train_adapter"]) == ("FAILED", "FAILED")
+        assert not processes_under(disk)
+
+        subprocess.run(["mount", "-o", "remount,size=900m", disk], check=True)
+        code, output = finish(start(storage, stack, "full", **settings))
+        assert code == 3, output
+        assert "going on from checkpoint-" in output
+    finally:
+        subprocess.run(["umount", disk], check=True)
