@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.events.worker import EventsWorker
+from prefect.exceptions import TerminationSignal
+from prefect.futures import as_completed
 from prefect.logging import get_run_logger
 from prefect.logging.handlers import APILogWorker
 from prefect.runtime import flow_run as current_flow_run
@@ -87,6 +89,10 @@ def finetune(experiment: Experiment, overrides: Sequence[str] = (), run: str | N
     except (Interrupted, KeyboardInterrupt):
         end_run(started, "KILLED")
         return Cancelled(message="stopped on request; finished stages are kept for the next run")
+    except TerminationSignal:
+        # The worker ends a cancelled run so; it also says the state.
+        end_run(started, "KILLED")
+        raise
     except BaseException:
         end_run(started, "FAILED")
         raise
@@ -107,20 +113,25 @@ def run_stages(run: Run) -> Comparison:
         dataset = prepare_dataset.submit(run)
         futures.append(dataset)
         prepared = dataset.result()
-        # Neither needs the other: a pool with room runs them side by side.
+        # Neither needs the other: a pool with room runs them side by side. The fine-tuned model's turn comes with its adapter.
         original = run_inference.submit(run, prepared, "baseline")
         adapter = train_adapter.submit(run, prepared)
-        futures += [original, adapter]
-        tuned = None if run.experiment.inference.adapter == "none" else adapter.result().path
-        finetuned = run_inference.submit(run, prepared, "finetuned", tuned)
-        futures.append(finetuned)
+        needs: Any = None if run.experiment.inference.adapter == "none" else adapter
+        finetuned = run_inference.submit(run, prepared, "finetuned", needs)
+        stages = [original, adapter, finetuned]
+        futures += stages
+        # Whichever fails first ends the run at once, however long the others would take.
+        for stage in as_completed(stages):
+            stage.result()
         comparison: Comparison = compare_models(run, prepared, original.result(), finetuned.result(), adapter.result())
         return comparison
     except BaseException:
         # One stage failed or someone asked us to stop: the others' jobs end too, and are waited for.
         run.stop.set()
         for future in futures:
-            future.wait()
+            # A stage that we stop says Interrupted; what stopped us is the other's error, or the person's wish.
+            with suppress(Interrupted):
+                future.wait()
         raise
 
 

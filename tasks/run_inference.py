@@ -15,6 +15,7 @@ from tasks.models.identity import identity
 from tasks.prepare_dataset import PreparedDataset
 from tasks.run import Run
 from tasks.stage import child_run, keep, run_stage, stage_job
+from tasks.train_adapter import TrainedAdapter
 
 Which = Literal["baseline", "finetuned"]
 LIBRARIES = ("torch", "transformers", "tokenizers")
@@ -30,7 +31,7 @@ class Answers:
 
 
 @task(name="run_inference", task_run_name="run_inference-{which}", cache_policy=NO_CACHE)
-def run_inference(run: Run, dataset: PreparedDataset, which: Which, adapter: str | None = None) -> Any:
+def run_inference(run: Run, dataset: PreparedDataset, which: Which, adapter: TrainedAdapter | None = None) -> Any:
     """Ask one model every test request; the original model's answers are reused where nothing that made them changed."""
     stage = f"run_inference_{which}"
     digest = _baseline_digest(run, dataset) if which == "baseline" else None
@@ -38,7 +39,7 @@ def run_inference(run: Run, dataset: PreparedDataset, which: Which, adapter: str
     if exists:
         get_run_logger().info("%s: reusing %s, made from the same inputs before", stage, path)
         with child_run(run, stage, {"reused": "true"}) as child:
-            _record(run, dataset, path, child)
+            _record(run, dataset, path, child, adapter)
         answers = Answers(str(path), child, reused=True)
         return Completed(name="Cached", message=f"reused {path}", data=answers)
     arguments: dict[str, Any] = {
@@ -46,16 +47,26 @@ def run_inference(run: Run, dataset: PreparedDataset, which: Which, adapter: str
         "inference": run.experiment.inference.model_dump(mode="json"),
         "storage": run.experiment.storage.shared,
         "dataset": dataset.path,
-        "adapter": adapter,
+        "adapter": adapter and adapter.path,
         "output": str(path),
     }
     done = run_stage(run, stage, stage_job(run, stage, "tasks.inference", arguments, is_wide=True))
-    _record(run, dataset, path, done.mlflow_run_id)
+    _record(run, dataset, path, done.mlflow_run_id, adapter)
     return Answers(str(path), done.mlflow_run_id, reused=False)
 
 
-def _record(run: Run, dataset: PreparedDataset, path: Path, child: str) -> None:
+def _record(run: Run, dataset: PreparedDataset, path: Path, child: str, adapter: TrainedAdapter | None) -> None:
     manifest = read_json(path / "manifest.json")
+    # Side by side in MLflow, the two models' runs show what differs between them.
+    run.tracking.log_params(
+        child,
+        {
+            "model": run.experiment.model.name,
+            "adapter": adapter.path if adapter else "none",
+            "precision": manifest["precision"],
+            "inference": run.experiment.inference.model_dump(mode="json"),
+        },
+    )
     run.tracking.log_dataset(
         child,
         name=run.experiment.dataset.name,

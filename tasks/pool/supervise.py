@@ -1,13 +1,17 @@
 """Brings one job to its end on any backend: submit or adopt, follow, and either a result or the reason."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tasks.contracts.attempt import Progress, read_progress, read_result
 from tasks.contracts.job import JobError, JobFailed, JobHandle, JobSpec, JobState, LogLine, Pool
+
+FULL_DISK_BYTES = 16 << 20
+"""With less free than this a failed job is taken to have failed for it."""
 
 
 class Interrupted(BaseException):
@@ -72,10 +76,23 @@ def supervise(pool: Pool, job: JobSpec, watch: Watch) -> dict[str, Any]:
     watch.on_state(state)
     if state is JobState.SUCCEEDED:
         return read_result(attempt)
-    error = pool.error(handle) or JobError(f"ended in state {state.value}")
+    error = _with_full_disk(pool.error(handle) or JobError(f"ended in state {state.value}"), attempt)
     # A rank may have outlived its agent: a failed job leaves no process behind.
     pool.cancel(handle)
     raise JobFailed(job.name, state, error)
+
+
+def _with_full_disk(error: JobError, attempt: Path) -> JobError:
+    """The error with its likely cause put first where the job's disk is full.
+
+    What writes on a full disk fails with errors that name no disk (torch.save: ``unexpected pos``), and a runner that
+    cannot leave its outcome looks as if it had vanished.
+    """
+    free = shutil.disk_usage(attempt).free
+    if free >= FULL_DISK_BYTES:
+        return error
+    cause = f"No space left on device: {free / 1e6:.1f} MB are free at {attempt}; free some and start the run again"
+    return replace(error, summary=f"{cause} ({error.summary})")
 
 
 class _MetricsReader:
