@@ -47,8 +47,9 @@ class DatasetSettings(Settings):
     )
     """`embedded` (written from a seed, needs no network), a .jsonl, .json or .parquet file, or a dataset id on the
     Hugging Face hub."""
-    format: Literal["hermes", "glaive", "sharegpt"] = "hermes"
-    """Format of the rows: hermes-function-calling-v1, glaive-function-calling-v2, or ShareGPT with tools."""
+    format: Literal["hermes", "glaive", "sharegpt", "xlam", "toolace", "openai"] = "hermes"
+    """Format of the rows: hermes-function-calling-v1, glaive-function-calling-v2, ShareGPT with tools,
+    xlam-function-calling-60k, ToolACE, or OpenAI `messages` with `tools`."""
     config: str | None = None
     """Configuration (subset) of a dataset on the hub, as `func_calling_singleturn`."""
     revision: str | None = None

@@ -7,13 +7,16 @@ from typing import Any
 
 from tasks.contracts.settings import DatasetSettings
 from tasks.dataset.embedded.generate import generate
-from tasks.dataset.sources import glaive, hermes, sharegpt
+from tasks.dataset.sources import glaive, hermes, openai, sharegpt, toolace, xlam
 from tasks.dataset.sources.rows import Conversation, RowRejected
 
 FORMATS: dict[str, Callable[[Mapping[str, Any]], Conversation]] = {
     "hermes": hermes.read,
     "glaive": glaive.read,
     "sharegpt": sharegpt.read,
+    "xlam": xlam.read,
+    "toolace": toolace.read,
+    "openai": openai.read,
 }
 SUFFIXES = (".jsonl", ".json", ".parquet")
 

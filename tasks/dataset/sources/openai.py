@@ -1,0 +1,57 @@
+"""OpenAI's ``messages`` with ``tools``, the form that TRL's trainers read as well.
+
+A row, shortened::
+
+    {"tools": [{"type": "function", "function": {"name": "get_weather", "description": "...", "parameters": {...}}}],
+     "messages": [{"role": "user", "content": "Is it warm in Oslo?"},
+                  {"role": "assistant", "content": null, "tool_calls": [{"id": "call_1", "type": "function",
+                      "function": {"name": "get_weather", "arguments": "{\\"place\\": \\"Oslo\\"}"}}]},
+                  {"role": "tool", "tool_call_id": "call_1", "content": "{\\"celsius\\": 4}"},
+                  {"role": "assistant", "content": "No, it is 4 degrees."}]}
+
+Arguments are JSON text as OpenAI sends them, or an object as TRL wants them. ``tools`` may be JSON text.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.contracts.conversation import Message
+from tasks.dataset.sources.rows import Conversation, RowRejected, conversation, read_call, read_tools
+
+ROLES = {"system": "system", "developer": "system", "user": "user", "tool": "tool", "function": "tool"}
+
+
+def read(row: Mapping[str, Any]) -> Conversation:
+    """The conversation in a row; raises RowRejected."""
+    turns = row.get("messages")
+    if not isinstance(turns, list) or not turns:
+        raise RowRejected("no_conversation", "the column messages is missing or empty")
+    return conversation([_turn(turn) for turn in turns], read_tools(row.get("tools")))
+
+
+def _turn(turn: Any) -> Message:
+    if not isinstance(turn, Mapping):
+        raise RowRejected("bad_turn", f"not a message: {str(turn)[:120]}")
+    role, content = turn.get("role"), _text(turn.get("content"))
+    if role == "assistant":
+        calls = turn.get("tool_calls") or []
+        # The form before tools: one call, no list.
+        calls = [turn["function_call"]] if not calls and turn.get("function_call") else calls
+        if not isinstance(calls, list):
+            raise RowRejected("bad_call", f"tool_calls is no list: {str(calls)[:120]}")
+        read = tuple(read_call(c.get("function", c) if isinstance(c, Mapping) else c) for c in calls)
+        return Message("assistant", "" if read else content, read)
+    if role not in ROLES:
+        raise RowRejected("unknown_role", f"{role!r}")
+    return Message(ROLES[role], content)  # type: ignore[arg-type] # The values of ROLES are roles.
+
+
+def _text(content: Any) -> str:
+    """A message's text: a string, nothing, or a list of parts of which all must be text."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in content):
+        return "".join(part["text"] for part in content)
+    raise RowRejected("bad_turn", f"content is not text: {str(content)[:120]}")

@@ -1,0 +1,138 @@
+"""ToolACE (Apache-2.0): tools as a JSON list inside the system text, calls as Python would write them.
+
+A row, shortened::
+
+    {"system": "You are an expert in composing functions. ... Here is a list of functions in JSON format that you can
+         invoke:\\n[{\\"name\\": \\"Market Trends API\\", \\"description\\": \\"...\\", \\"parameters\\": {\\"type\\": \\"dict\\",
+         \\"properties\\": {\\"trend_type\\": {\\"type\\": \\"string\\"}}, \\"required\\": [\\"trend_type\\"]}}]. \\nShould you
+         decide to return the function call(s), ...",
+     "conversations": [{"from": "user", "value": "Which indexes lead the market?"},
+                       {"from": "assistant", "value": "[Market Trends API(trend_type=\\"MARKET_INDEXES\\")]"},
+                       {"from": "tool", "value": "[{\\"name\\": \\"Market Trends API\\", \\"results\\": {...}}]"},
+                       {"from": "assistant", "value": "The S&P 500 leads."}]}
+
+Names hold spaces and signs, so a call is not Python as it stands: its name is read off, and its arguments are parsed as
+literals. Nothing is evaluated. The types ``dict``, ``float`` and ``int`` become JSON Schema's.
+"""
+
+import ast
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.contracts.conversation import Call, Message
+from tasks.dataset.sources.rows import Conversation, RowRejected, conversation, read_tools
+
+TYPES = {"dict": "object", "float": "number", "int": "integer", "list": "array", "tuple": "array", "bool": "boolean",
+         "str": "string"}  # fmt: skip
+WORDS = {"true": True, "false": False, "null": None}
+CLOSING = {"(": ")", "[": "]", "{": "}"}
+
+
+def read(row: Mapping[str, Any]) -> Conversation:
+    """The conversation in a row; raises RowRejected."""
+    system, turns = row.get("system"), row.get("conversations")
+    if not isinstance(system, str) or not isinstance(turns, list) or not turns:
+        raise RowRejected("no_conversation", "the column system must be text and conversations a list")
+    tools = read_tools(_standard(_tools(system)))
+    names = {tool["name"] for tool in tools}
+    return conversation([_turn(turn, names) for turn in turns], tools)
+
+
+def _tools(system: str) -> Any:
+    """The JSON list that the system text contains."""
+    decoder = json.JSONDecoder()
+    start = system.find("[{")
+    if start < 0:
+        return []
+    try:
+        return decoder.raw_decode(system, start)[0]
+    except (ValueError, RecursionError) as error:
+        raise RowRejected("bad_tools", f"{error}: {system[start : start + 120]!r}") from error
+
+
+def _standard(schema: Any) -> Any:
+    """The same schema with JSON Schema's names of types."""
+    if isinstance(schema, list):
+        return [_standard(entry) for entry in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    changed = {key: _standard(value) for key, value in schema.items()}
+    if isinstance(changed.get("type"), str):
+        changed["type"] = TYPES.get(changed["type"], changed["type"])
+    return changed
+
+
+def _turn(turn: Any, names: set[str]) -> Message:
+    if not isinstance(turn, Mapping) or not isinstance(turn.get("value"), str):
+        raise RowRejected("bad_turn", f"not a turn: {str(turn)[:120]}")
+    role, text = turn.get("from"), turn["value"].strip()
+    if role in ("user", "system", "tool"):
+        return Message(role, text)
+    if role != "assistant":
+        raise RowRejected("unknown_role", f"{role!r}")
+    # An answer in brackets that opens with no tool's name is words: "[1] see the list".
+    is_call = text.startswith("[") and text.endswith("]") and ("(" in text)
+    if is_call and (text[1:].partition("(")[0].strip() in names or text.endswith(")]")):
+        return Message("assistant", calls=read_calls(text))
+    return Message("assistant", text)
+
+
+def read_calls(text: str) -> tuple[Call, ...]:
+    """The calls in ``[Name one(a=1), Name two(b="x")]``.
+
+    Raises:
+        RowRejected: it is not closed, or an argument is no literal.
+    """
+    body, calls, position = text[1:-1], [], 0
+    while position < len(body):
+        opening = body.find("(", position)
+        if opening < 0:
+            raise RowRejected("bad_call", f"not a call: {body[position : position + 120]!r}")
+        end = _end(body, opening)
+        calls.append(Call(body[position:opening].strip(), _arguments(body[opening : end + 1])))
+        rest = body[end + 1 :].lstrip()
+        if rest and not rest.startswith(","):
+            raise RowRejected("bad_call", f"a comma is missing before {rest[:120]!r}")
+        position = len(body) - len(rest) + 1 if rest else len(body)
+    return tuple(calls)
+
+
+def _end(text: str, opening: int) -> int:
+    """Where the bracket that opens at ``opening`` closes; brackets inside strings do not count."""
+    open_brackets, quote, position = [], "", opening
+    while position < len(text):
+        sign = text[position]
+        if quote:
+            if sign == "\\":
+                position += 1
+            elif sign == quote:
+                quote = ""
+        elif sign in "\"'":
+            quote = sign
+        elif sign in CLOSING:
+            open_brackets.append(CLOSING[sign])
+        elif open_brackets and sign == open_brackets[-1]:
+            open_brackets.pop()
+            if not open_brackets:
+                return position
+        position += 1
+    raise RowRejected("bad_call", f"never closed: {text[opening : opening + 120]!r}")
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    """``(a=1, b=[true])`` as a mapping; parsed, never evaluated."""
+    try:
+        call = ast.parse(f"_{text}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise ValueError("arguments must have names")
+        return {str(keyword.arg): ast.literal_eval(_Words().visit(keyword.value)) for keyword in call.keywords}
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError) as error:
+        raise RowRejected("bad_call", f"{error}: {text[:120]!r}") from error
+
+
+class _Words(ast.NodeTransformer):
+    """JSON's true, false and null among Python's literals."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(WORDS[node.id]) if node.id in WORDS else node
