@@ -87,14 +87,14 @@ def finetune(experiment: Experiment, overrides: Sequence[str] = (), run: str | N
     try:
         comparison = run_stages(started)
     except (Interrupted, KeyboardInterrupt):
-        end_run(started, "KILLED")
+        end_run_badly(started, "KILLED")
         return Cancelled(message="stopped on request; finished stages are kept for the next run")
     except TerminationSignal:
         # The worker ends a cancelled run so; it also says the state.
-        end_run(started, "KILLED")
+        end_run_badly(started, "KILLED")
         raise
     except BaseException:
-        end_run(started, "FAILED")
+        end_run_badly(started, "FAILED")
         raise
     verdict = "PASS" if comparison.passed else "FAIL"
     get_run_logger().info("%s. %s Report: %s", verdict, comparison.statement, started.folder.report / "comparison.html")
@@ -166,6 +166,14 @@ def end_run(run: Run, status: Any) -> None:
     """Make MLflow say what happened."""
     run.tracking.end_open_children(run.mlflow_run_id, status)
     run.tracking.end(run.mlflow_run_id, status)
+
+
+def end_run_badly(run: Run, status: Any) -> None:
+    """The same where an error is on its way: an MLflow that cannot be told must not take that error's place."""
+    try:
+        end_run(run, status)
+    except Exception as error:
+        get_run_logger().error("MLflow could not be told that run %s is %s: %s", run.folder.run, status, error)
 
 
 def git_revision() -> str | None:

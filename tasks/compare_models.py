@@ -1,8 +1,6 @@
 """Stage: both models' answers to a verdict, a report and a registered adapter."""
 
 import importlib.metadata
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
+from tasks.contracts.attempt import read_points
 from tasks.contracts.comparison import Comparison, ModelFigures
 from tasks.contracts.conversation import example_from_record
 from tasks.contracts.files import read_json
@@ -45,7 +44,7 @@ def compare_models(
             dataset=run.experiment.dataset.name,
             quality=read_json(Path(dataset.path) / "quality.json"),
             training=adapter.figures,
-            points=_points(run),
+            points=read_points(run.folder.job("train_adapter")),
             provenance=_provenance(run, dataset, adapter),
         )
         build_report(comparison, inputs, run.folder.report)
@@ -70,16 +69,6 @@ def check_comparable(original: Path, finetuned: Path) -> None:
 
 def _predictions(answers: Answers) -> list[Prediction]:
     return [prediction_from_record(r) for r in pq.read_table(Path(answers.path) / "predictions.parquet").to_pylist()]
-
-
-def _points(run: Run) -> list[tuple[int, Mapping[str, float]]]:
-    """The loss curve over all attempts; where two logged one step, the newer counts."""
-    points: dict[int, Mapping[str, float]] = {}
-    for file in sorted(run.folder.job("train_adapter").glob("*/metrics.jsonl")):
-        for line in file.read_text().splitlines():
-            point = json.loads(line)
-            points[point["step"]] = point["metrics"]
-    return sorted(points.items())
 
 
 def _provenance(run: Run, dataset: PreparedDataset, adapter: TrainedAdapter) -> dict[str, Any]:

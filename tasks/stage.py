@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,20 +99,27 @@ def child_run(run: Run, stage: str, tags: Mapping[str, str] | None = None) -> It
     child = run.tracking.start_child(run.mlflow_run_id, stage, tags or {})
     try:
         yield child
-    except JobFailed as error:
-        attempts = run.folder.job(stage)
-        run.tracking.client.set_tag(child, "error", str(error)[:5000])
-        run.tracking.log_files(child, sorted(attempts.glob("*/node-*.log")), "logs")
-        run.tracking.end(child, "FAILED")
-        raise
     except Interrupted:
-        run.tracking.end(child, "KILLED")
+        _end_badly(run, child, "KILLED")
+        raise
+    except JobFailed as error:
+        _end_badly(run, child, "FAILED", str(error), sorted(run.folder.job(stage).glob("*/node-*.log")))
         raise
     except BaseException as error:
-        run.tracking.client.set_tag(child, "error", f"{type(error).__name__}: {error}"[:5000])
-        run.tracking.end(child, "FAILED")
+        _end_badly(run, child, "FAILED", f"{type(error).__name__}: {error}")
         raise
     run.tracking.end(child, "FINISHED")
+
+
+def _end_badly(run: Run, child: str, status: Any, error: str = "", logs: Sequence[Path] = ()) -> None:
+    """Tell MLflow why a stage ended; an MLflow that cannot be told must not take that error's place."""
+    try:
+        run.tracking.end(child, status)
+        if error:
+            run.tracking.client.set_tag(child, "error", error[:5000])
+        run.tracking.log_files(child, logs, "logs")
+    except Exception as untold:
+        get_run_logger().error("MLflow could not be told all of why a stage is %s: %s", status, untold)
 
 
 def keep(run: Run, at: Path, kind: str, digest: str | None) -> tuple[Path, bool]:

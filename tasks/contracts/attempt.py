@@ -81,6 +81,20 @@ def read_result(folder: Path) -> dict[str, Any]:
     return result
 
 
+def read_points(job: Path) -> list[tuple[int, dict[str, float]]]:
+    """``(step, metrics)`` over all attempts at a job, in the order of the steps; where two logged one step, the newer counts.
+
+    A line that a killed rank left half written is no point.
+    """
+    points: dict[int, dict[str, float]] = {}
+    for file in sorted(job.glob("*/metrics.jsonl")):
+        whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")
+        for line in whole.splitlines():
+            point = json.loads(line)
+            points[point["step"]] = point["metrics"]
+    return sorted(points.items())
+
+
 def run_rank(main: Callable[[Attempt], Mapping[str, Any] | None], argv: list[str]) -> None:
     """The frame of every multi-process program: read the spec, record this rank's error, write the result last.
 

@@ -121,9 +121,9 @@ class TrainingSettings(Settings):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     precision: Precision = "auto"
-    """Number format of the frozen weights and of the products; adapters always keep float32 weights. `mixed`: float32
-    weights, bfloat16 products. `auto`: bfloat16 on GPUs, mixed on processors that multiply bfloat16 natively, float32
-    on others."""
+    """Number format of the frozen weights and of the products; adapters always keep float32 weights. `mixed`: bfloat16
+    products and matrices, float32 embedding, norms and residual stream. `auto`: bfloat16 on GPUs, mixed on processors that
+    multiply bfloat16 natively, float32 on others."""
     save_every_steps: int = Field(default=500, ge=1)
     """Optimiser steps between checkpoints."""
     log_every_steps: int = Field(default=10, ge=1)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tasks.contracts.attempt import Attempt
@@ -35,6 +36,9 @@ class MarkComplete(TrainerCallback):
         self._attempt = attempt
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # Every rank has a file of its own in the folder, and the trainer does not wait for them.
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
         if not state.is_world_process_zero:
             return
         self._attempt.check_newest()

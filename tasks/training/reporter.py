@@ -8,7 +8,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tasks.contracts.attempt import Attempt
 from tasks.training.plan import TrainingPlan
 
-NAMES = {"loss": "train/loss", "learning_rate": "train/learning_rate", "grad_norm": "train/grad_norm"}
+LOSS, SPEED = "train/loss", "train/tokens_per_s_per_gpu"
+NAMES = {"loss": LOSS, "learning_rate": "train/learning_rate", "grad_norm": "train/grad_norm"}
 
 
 class Reporter(TrainerCallback):
@@ -18,8 +19,6 @@ class Reporter(TrainerCallback):
         self._attempt = attempt
         self._plan = plan
         self._last = (0.0, 0)
-        self.losses: list[float] = []
-        self.speeds: list[float] = []
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -44,12 +43,10 @@ class Reporter(TrainerCallback):
         seconds, new_tokens = now - self._last[0], tokens - self._last[1]
         self._last = (now, tokens)
         speed = new_tokens / seconds / self._plan.world_size
-        self.losses.append(logs["loss"])
-        self.speeds.append(speed)
         metrics = {name: float(logs[key]) for key, name in NAMES.items() if key in logs}
         # The trainer sees all epochs as one, in the order that the plan gave them.
         epoch = state.global_step / self._plan.steps_per_epoch
-        metrics |= {"train/tokens_per_s_per_gpu": speed, "train/epoch": epoch}
+        metrics |= {SPEED: speed, "train/epoch": epoch}
         self._attempt.log_metrics(state.global_step, metrics)
         left = (state.max_steps - state.global_step) * seconds / max(1, args.logging_steps)
         print(

@@ -15,7 +15,7 @@ from peft import LoraConfig
 from transformers import PreTrainedModel, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from tasks.contracts.attempt import Attempt
+from tasks.contracts.attempt import Attempt, read_points
 from tasks.contracts.files import publish_folder, write_json
 from tasks.contracts.settings import LoraSettings, ModelSettings, TrainingSettings
 from tasks.dataset.prepare import IGNORED
@@ -26,7 +26,7 @@ from tasks.training.answer_only_loss import AnswerOnlyTrainer
 from tasks.training.checkpoints import MarkComplete, newest_valid
 from tasks.training.order import training_order
 from tasks.training.plan import TrainingPlan, plan_training
-from tasks.training.reporter import Reporter
+from tasks.training.reporter import LOSS, SPEED, Reporter
 
 SHARE_OF_FINAL_LOSS = 10
 """The final loss is the mean over the last tenth of the logged points."""
@@ -55,7 +55,7 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
         seed=settings.seed,
     )
     ordered = rows.select(order)
-    trainer, reporter = build_trainer(attempt, settings, plan, model_folder, ordered, output / "checkpoints")
+    trainer = build_trainer(attempt, settings, plan, model_folder, ordered, output / "checkpoints")
     checkpoint = newest_valid(output / "checkpoints")
     if rank == 0:
         trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
@@ -74,12 +74,14 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
                            f"{digest_after}; its results cannot be compared")  # fmt: skip
     attempt.check_newest()
     save_adapter(trainer, output / "adapter", digest_before)
-    last = reporter.losses[-max(1, len(reporter.losses) // SHARE_OF_FINAL_LOSS) :]
+    # Over all attempts: one that goes on from the last checkpoint has logged little itself, or nothing.
+    points = [metrics for _, metrics in read_points(attempt.folder.parent)]
+    last = [point[LOSS] for point in points][-max(1, len(points) // SHARE_OF_FINAL_LOSS) :]
     return {
         "adapter": str(output / "adapter"),
         "base_weights_sha256": digest_before,
         "final_loss": statistics.mean(last),
-        "tokens_per_s_per_gpu": statistics.median(reporter.speeds),
+        "tokens_per_s_per_gpu": statistics.median(point[SPEED] for point in points),
         "total_steps": plan.total_steps,
         "world_size": world_size,
         "trainable_parameters": trainable,
@@ -95,13 +97,12 @@ def build_trainer(
     model_folder: Path,
     rows: Dataset,
     checkpoints: Path,
-) -> tuple[SFTTrainer, Reporter]:
+) -> SFTTrainer:
     """TRL's trainer for the plan, with everything that bites by default set on purpose."""
     quiet_loading()
     precision = precision_of(settings)
     is_cpu = device().type == "cpu"
     model = load_model(model_folder, precision)
-    reporter = Reporter(attempt, plan)
     config = SFTConfig(
         output_dir=str(checkpoints),
         max_steps=plan.total_steps,
@@ -144,17 +145,17 @@ def build_trainer(
         train_dataset=rows,
         processing_class=load_tokenizer(model_folder),
         peft_config=lora_config(settings.lora, model),
-        callbacks=[reporter, MarkComplete(attempt)],
+        callbacks=[Reporter(attempt, plan), MarkComplete(attempt)],
     )
     # The reporter prints a line that a person can read.
     trainer.remove_callback(PrinterCallback)
-    return trainer, reporter
+    return trainer
 
 
 def precision_of(settings: TrainingSettings) -> Resolved:
     """The precision that training has on this rank's device.
 
-    On a CPU weights and residual stream stay in float32, where they cost a twentieth of the speed and no scarce memory.
+    On a CPU embedding, norms and with them the residual stream stay in float32, which costs a twentieth of the speed.
     """
     return resolve_precision(settings.precision, on_cpu="mixed")
 

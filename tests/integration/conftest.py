@@ -20,6 +20,7 @@ def stack(storage):
 
 
 @pytest.fixture(scope="session")
-def first_run(storage: Path, stack: Addresses) -> tuple[int, str]:
-    """One run from rows to report; the small test cannot pass the gates, and must say so."""
-    return finish(start(storage, stack, "first"))
+def first_run(storage: Path, stack: Addresses) -> tuple[int, str, Path]:
+    """One run from rows to report: exit status, output, and what ``latest`` named when it had ended."""
+    code, output = finish(start(storage, stack, "first"))
+    return code, output, (storage / "runs" / "latest").resolve()

@@ -1,6 +1,10 @@
 """What training does to tokens, labels and weights, on the real model and tiny data."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import pyarrow as pa
 import pytest
@@ -45,8 +49,12 @@ def test_shuffled_answers_swap_answers_and_keep_requests(rows):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("items", [None, 40])
-def test_scoring_answers_only_gives_trls_loss_and_gradient(embedded_model, rows, tmp_path, items):
+@pytest.mark.parametrize(
+    ("precision", "items", "tolerance"), [("float32", None, 1e-4), ("float32", 40, 1e-4), ("mixed", 40, 0.03)]
+)
+def test_scoring_answers_only_gives_trls_loss_and_gradient(
+    embedded_model, rows, tmp_path, monkeypatch, precision, items, tolerance
+):
     import torch
     from trl import SFTConfig, SFTTrainer
 
@@ -64,15 +72,25 @@ def test_scoring_answers_only_gives_trls_loss_and_gradient(embedded_model, rows,
     outcomes = []
     for kind in (SFTTrainer, AnswerOnlyTrainer):
         arguments = SFTConfig(
-            str(tmp_path), use_cpu=True, bf16=False, report_to="none", dataset_kwargs={"skip_prepare_dataset": True}
+            str(tmp_path),
+            use_cpu=True,
+            bf16=precision == "mixed",
+            report_to="none",
+            dataset_kwargs={"skip_prepare_dataset": True},
         )
-        model = load_model(embedded_model, "float32")
+        model = load_model(embedded_model, precision)
         trainer = kind(model, arguments, train_dataset=rows, processing_class=load_tokenizer(embedded_model))
         batch = {"input_ids": ids, "labels": labels.clone(), "attention_mask": mask}
-        loss = trainer.compute_loss(model, batch, num_items_in_batch=items and torch.tensor(items))
+        # As one of two ranks, whose gradients are averaged.
+        monkeypatch.setattr(type(trainer.accelerator), "num_processes", property(lambda self: 2))
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "mixed"):
+            loss = trainer.compute_loss(model, batch, num_items_in_batch=items and torch.tensor(items))
         loss.backward()
-        outcomes.append((loss.item(), model.model.layers[0].mlp.up_proj.weight.grad.norm().item()))
-    assert outcomes[0] == pytest.approx(outcomes[1], rel=1e-5)
+        outcomes.append((loss.item(), model.model.norm.weight.grad, model.model.layers[3].input_layernorm.weight.grad))
+    theirs, ours = outcomes
+    assert theirs[0] == pytest.approx(ours[0], rel=tolerance)
+    for their, our in zip(theirs[1:], ours[1:], strict=True):
+        assert (their - our).norm() < tolerance * their.norm()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -160,3 +178,35 @@ def test_auto_takes_bfloat16_where_the_processor_multiplies_it(monkeypatch, proc
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
     assert resolve_precision("auto") == precision
     assert resolve_precision("float32") == "float32"
+
+
+def test_an_attempt_that_finds_all_steps_done_still_ends_well(embedded_model, rows, tmp_path):
+    """Its predecessor died between the last checkpoint and the result."""
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    shutil.copy(tmp_path / "train.arrow", folder / "train.arrow")
+    settings = TrainingSettings(
+        global_batch_size=1, per_device_batch_size=1, warmup_steps=0, save_every_steps=1, log_every_steps=1
+    )
+    arguments = {
+        "model": {"name": str(embedded_model)},
+        "training": settings.model_dump(mode="json"),
+        "storage": str(tmp_path),
+        "dataset": str(folder),
+        "output": str(tmp_path / "training"),
+    }
+    results = []
+    for attempt in ("001", "002"):
+        job = tmp_path / "job" / attempt
+        job.mkdir(parents=True)
+        (job / "spec.json").write_text(json.dumps({"arguments": arguments}))
+        (job.parent / "NEWEST").write_text(attempt)
+        rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611"}
+        command = [sys.executable, "-m", "tasks.training", str(job / "spec.json")]
+        done = subprocess.run(command, env=os.environ | rank, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        results.append(json.loads((job / "result.json").read_text()))
+    assert "going on from checkpoint-2" in done.stdout
+    assert results[0]["total_steps"] == 2
+    assert results[1]["final_loss"] == results[0]["final_loss"]
+    assert results[1]["tokens_per_s_per_gpu"] == results[0]["tokens_per_s_per_gpu"]
