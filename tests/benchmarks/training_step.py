@@ -80,7 +80,7 @@ def _step(
         labels[:, : int(length * (1 - ANSWER_SHARE))] = -100
         labels[:, length:] = -100
         mask = (torch.arange(padded) < length).long()[None]
-        with trainer.compute_loss_context_manager():
+        with torch.autocast("cpu", torch.bfloat16):
             loss = trainer.compute_loss(trainer.model, {"input_ids": ids, "labels": labels, "attention_mask": mask})
         loss.backward()
         trainer.model.zero_grad()
