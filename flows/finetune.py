@@ -47,7 +47,8 @@ from tasks.pool.supervise import Interrupted
 from tasks.prepare_dataset import prepare_dataset
 from tasks.run import Run, open_pool
 from tasks.run_inference import run_inference
-from tasks.tracking.mlflow_runs import Tracking
+from tasks.stage import cause_first
+from tasks.tracking.mlflow_runs import Status, Tracking
 from tasks.train_adapter import train_adapter
 
 PASSED, ERROR, BAD_SETTINGS, GATES_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -87,14 +88,17 @@ def finetune(experiment: Experiment, overrides: Sequence[str] = (), run: str | N
     try:
         comparison = run_stages(started)
     except (Interrupted, KeyboardInterrupt):
-        end_run_badly(started, "KILLED")
+        with cause_first("KILLED"):
+            end_run(started, "KILLED")
         return Cancelled(message="stopped on request; finished stages are kept for the next run")
     except TerminationSignal:
         # The worker ends a cancelled run so; it also says the state.
-        end_run_badly(started, "KILLED")
+        with cause_first("KILLED"):
+            end_run(started, "KILLED")
         raise
     except BaseException:
-        end_run_badly(started, "FAILED")
+        with cause_first("FAILED"):
+            end_run(started, "FAILED")
         raise
     verdict = "PASS" if comparison.passed else "FAIL"
     get_run_logger().info("%s. %s Report: %s", verdict, comparison.statement, started.folder.report / "comparison.html")
@@ -162,18 +166,10 @@ def start_run(experiment: Experiment, name: str) -> Run:
     return Run(experiment, folder, tracking, mlflow_run, threading.Event())
 
 
-def end_run(run: Run, status: Any) -> None:
+def end_run(run: Run, status: Status) -> None:
     """Make MLflow say what happened."""
     run.tracking.end_open_children(run.mlflow_run_id, status)
     run.tracking.end(run.mlflow_run_id, status)
-
-
-def end_run_badly(run: Run, status: Any) -> None:
-    """The same where an error is on its way: an MLflow that cannot be told must not take that error's place."""
-    try:
-        end_run(run, status)
-    except Exception as error:
-        get_run_logger().error("MLflow could not be told that run %s is %s: %s", run.folder.run, status, error)
 
 
 def git_revision() -> str | None:

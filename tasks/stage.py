@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.exceptions import TerminationSignal
 from prefect.logging import get_run_logger
 
 from tasks.contracts.attempt import Progress
@@ -18,6 +19,7 @@ from tasks.contracts.files import link
 from tasks.contracts.job import JobFailed, JobHandle, JobSpec, JobState, LogLine
 from tasks.pool.supervise import Interrupted, Watch, supervise
 from tasks.run import Run
+from tasks.tracking.mlflow_runs import Status
 
 OUR_PACKAGE = str(Path(__file__).resolve().parents[1])
 
@@ -99,7 +101,7 @@ def child_run(run: Run, stage: str, tags: Mapping[str, str] | None = None) -> It
     child = run.tracking.start_child(run.mlflow_run_id, stage, tags or {})
     try:
         yield child
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt, TerminationSignal):
         _end_badly(run, child, "KILLED")
         raise
     except JobFailed as error:
@@ -111,15 +113,21 @@ def child_run(run: Run, stage: str, tags: Mapping[str, str] | None = None) -> It
     run.tracking.end(child, "FINISHED")
 
 
-def _end_badly(run: Run, child: str, status: Any, error: str = "", logs: Sequence[Path] = ()) -> None:
-    """Tell MLflow why a stage ended; an MLflow that cannot be told must not take that error's place."""
-    try:
+def _end_badly(run: Run, child: str, status: Status, error: str = "", logs: Sequence[Path] = ()) -> None:
+    with cause_first(status):
         run.tracking.end(child, status)
         if error:
             run.tracking.client.set_tag(child, "error", error[:5000])
         run.tracking.log_files(child, logs, "logs")
+
+
+@contextmanager
+def cause_first(status: Status) -> Iterator[None]:
+    """Around telling MLflow of a bad end: an MLflow that cannot be told must not take the place of what went wrong."""
+    try:
+        yield
     except Exception as untold:
-        get_run_logger().error("MLflow could not be told all of why a stage is %s: %s", status, untold)
+        get_run_logger().error("MLflow could not be told of the end %s and may still show RUNNING: %s", status, untold)
 
 
 def keep(run: Run, at: Path, kind: str, digest: str | None) -> tuple[Path, bool]:

@@ -47,15 +47,16 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
     plan = plan_training(settings, num_rows=len(rows), world_size=world_size)
     digest_before = weights_digest(model_folder) if rank == 0 else ""
 
+    lengths = num_tokens(rows)
     order = training_order(
-        num_tokens(rows),
+        lengths,
         global_batch_size=settings.global_batch_size,
         steps_per_epoch=plan.steps_per_epoch,
         num_epochs=settings.num_epochs,
         seed=settings.seed,
     )
     ordered = rows.select(order)
-    trainer = build_trainer(attempt, settings, plan, model_folder, ordered, output / "checkpoints")
+    trainer = build_trainer(attempt, settings, plan, model_folder, ordered, max(lengths), output / "checkpoints")
     checkpoint = newest_valid(output / "checkpoints")
     if rank == 0:
         trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
@@ -96,6 +97,7 @@ def build_trainer(
     plan: TrainingPlan,
     model_folder: Path,
     rows: Dataset,
+    longest_tokens: int,
     checkpoints: Path,
 ) -> SFTTrainer:
     """TRL's trainer for the plan, with everything that bites by default set on purpose."""
@@ -137,7 +139,7 @@ def build_trainer(
         report_to="none",
         disable_tqdm=True,
     )
-    if is_cpu and max(num_tokens(rows)) <= EAGER_ATTENTION_TOKENS:
+    if is_cpu and longest_tokens <= EAGER_ATTENTION_TOKENS:
         model.set_attn_implementation("eager")
     trainer = (AnswerOnlyTrainer if is_cpu else SFTTrainer)(
         model=model,

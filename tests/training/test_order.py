@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tasks.training.order import NUM_ROWS_OF_LIKE_LENGTH, training_order
+from tasks.training.order import training_order
 
 _draw = random.Random(1)
 LENGTHS = [_draw.randint(20, 400) for _ in range(103)]
@@ -49,4 +49,3 @@ def test_a_large_batch_is_made_of_several_lengths():
     spread = [max(LENGTHS[row] for row in order[i : i + 32]) - min(LENGTHS[row] for row in order[i : i + 32])
               for i in (0, 32, 64)]  # fmt: skip
     assert min(spread) > 100
-    assert NUM_ROWS_OF_LIKE_LENGTH < 32

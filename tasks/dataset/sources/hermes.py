@@ -16,23 +16,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.contracts.conversation import Message
-from tasks.dataset.sources.rows import Conversation, RowRejected, conversation, read_call, read_tools
+from tasks.dataset.sources.rows import (
+    Conversation,
+    RowRejected,
+    conversation,
+    read_call,
+    read_tools,
+    read_turns,
+    role_and_text,
+)
 
 TOOL_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 
 
 def read(row: Mapping[str, Any]) -> Conversation:
     """The conversation in a row; raises RowRejected."""
-    turns = row.get("conversations")
-    if not isinstance(turns, list) or not turns:
-        raise RowRejected("no_conversation", "the column conversations is missing or empty")
-    return conversation([turn for t in turns if (turn := _turn(t)) is not None], read_tools(row.get("tools")))
+    return conversation([turn for t in read_turns(row) if (turn := _turn(t)) is not None], read_tools(row.get("tools")))
 
 
 def _turn(turn: Any) -> Message | None:
-    if not isinstance(turn, Mapping) or not isinstance(turn.get("value"), str):
-        raise RowRejected("bad_turn", f"not a turn: {str(turn)[:120]}")
-    role, text = turn.get("from"), turn["value"]
+    role, text = role_and_text(turn)
     if role == "system":
         return None
     if role == "human":

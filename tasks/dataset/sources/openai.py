@@ -16,17 +16,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.contracts.conversation import Message
-from tasks.dataset.sources.rows import Conversation, RowRejected, conversation, read_call, read_tools
+from tasks.dataset.sources.rows import Conversation, RowRejected, conversation, read_call, read_tools, read_turns
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "tool": "tool", "function": "tool"}
 
 
 def read(row: Mapping[str, Any]) -> Conversation:
     """The conversation in a row; raises RowRejected."""
-    turns = row.get("messages")
-    if not isinstance(turns, list) or not turns:
-        raise RowRejected("no_conversation", "the column messages is missing or empty")
-    return conversation([_turn(turn) for turn in turns], read_tools(row.get("tools")))
+    return conversation([_turn(turn) for turn in read_turns(row, "messages")], read_tools(row.get("tools")))
 
 
 def _turn(turn: Any) -> Message:

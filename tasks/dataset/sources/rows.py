@@ -29,6 +29,25 @@ class Conversation:
     reply: Message
 
 
+def read_turns(row: Mapping[str, Any], column: str = "conversations") -> list[Any]:
+    """The turns of a row, whatever they are.
+
+    Raises:
+        RowRejected: the column is no list or holds none.
+    """
+    turns = row.get(column)
+    if not isinstance(turns, list) or not turns:
+        raise RowRejected("no_conversation", f"the column {column} is missing, empty or no list")
+    return turns
+
+
+def role_and_text(turn: Any) -> tuple[Any, str]:
+    """A turn ``{"from", "value"}``; raises RowRejected if it is none."""
+    if not isinstance(turn, Mapping) or not isinstance(turn.get("value"), str):
+        raise RowRejected("bad_turn", f"not a turn: {str(turn)[:120]}")
+    return turn.get("from"), turn["value"]
+
+
 def read_tools(value: Any) -> tuple[Tool, ...]:
     """Tool definitions from JSON text, a list, one object or nothing, with or without the OpenAI wrapper."""
     if isinstance(value, str):

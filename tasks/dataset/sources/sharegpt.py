@@ -13,21 +13,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.contracts.conversation import Message
-from tasks.dataset.sources.rows import Conversation, RowRejected, conversation, load_json, read_call, read_tools
+from tasks.dataset.sources.rows import (
+    Conversation,
+    RowRejected,
+    conversation,
+    load_json,
+    read_call,
+    read_tools,
+    read_turns,
+    role_and_text,
+)
 
 
 def read(row: Mapping[str, Any]) -> Conversation:
     """The conversation in a row; raises RowRejected."""
-    turns = row.get("conversations")
-    if not isinstance(turns, list) or not turns:
-        raise RowRejected("no_conversation", "the column conversations is missing or empty")
-    return conversation([_turn(turn) for turn in turns], read_tools(row.get("tools")))
+    return conversation([_turn(turn) for turn in read_turns(row)], read_tools(row.get("tools")))
 
 
 def _turn(turn: Any) -> Message:
-    if not isinstance(turn, Mapping) or not isinstance(turn.get("value"), str):
-        raise RowRejected("bad_turn", f"not a turn: {str(turn)[:120]}")
-    role, text = turn.get("from"), turn["value"]
+    role, text = role_and_text(turn)
     if role == "system":
         return Message("system", text)
     if role == "human":

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.contracts.conversation import Call, Message
-from tasks.dataset.sources.rows import Conversation, RowRejected, conversation, read_tools
+from tasks.dataset.sources.rows import Conversation, RowRejected, conversation, read_tools, read_turns, role_and_text
 
 TYPES = {"dict": "object", "float": "number", "int": "integer", "list": "array", "tuple": "array", "bool": "boolean",
          "str": "string"}  # fmt: skip
@@ -31,9 +31,11 @@ CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 def read(row: Mapping[str, Any]) -> Conversation:
     """The conversation in a row; raises RowRejected."""
-    system, turns = row.get("system"), row.get("conversations")
-    if not isinstance(system, str) or not isinstance(turns, list) or not turns:
-        raise RowRejected("no_conversation", "the column system must be text and conversations a list")
+    system, turns = row.get("system"), read_turns(row)
+    if not isinstance(system, str):
+        raise RowRejected(
+            "bad_tools", f"the column system holds the tools and must be text, got {type(system).__name__}"
+        )
     tools = read_tools(_standard(_tools(system)))
     names = {tool["name"] for tool in tools}
     return conversation([_turn(turn, names) for turn in turns], tools)
@@ -64,9 +66,8 @@ def _standard(schema: Any) -> Any:
 
 
 def _turn(turn: Any, names: set[str]) -> Message:
-    if not isinstance(turn, Mapping) or not isinstance(turn.get("value"), str):
-        raise RowRejected("bad_turn", f"not a turn: {str(turn)[:120]}")
-    role, text = turn.get("from"), turn["value"].strip()
+    role, text = role_and_text(turn)
+    text = text.strip()
     if role in ("user", "system", "tool"):
         return Message(role, text)
     if role != "assistant":

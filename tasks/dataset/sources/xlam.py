@@ -23,6 +23,7 @@ TYPES = {
     "bool": "boolean", "boolean": "boolean", "dict": "object", "object": "object", "list": "array", "array": "array",
     "tuple": "array", "set": "array",
 }  # fmt: skip
+OPTIONAL = re.compile(r",\s*optional\b.*$", re.IGNORECASE | re.DOTALL)
 SEQUENCE = re.compile(r"^(list|tuple|set|array)\[(.*)\]$")
 
 
@@ -52,11 +53,11 @@ def _tool(tool: Any) -> dict[str, Any]:
         raise RowRejected("bad_tools", f"not a tool with flat parameters: {str(tool)[:120]}")
     properties, required = {}, []
     for name, parameter in parameters.items():
-        type_, _, note = str(parameter.get("type", "")).partition(",")
+        type_, is_optional = OPTIONAL.subn("", str(parameter.get("type", "")).strip())
         properties[name] = schema_of(type_) | {
             key: parameter[key] for key in ("description", "default", "enum") if key in parameter
         }
-        if "optional" not in note and "default" not in parameter and not type_.strip().lower().startswith("optional["):
+        if not is_optional and "default" not in parameter and not type_.lower().startswith("optional["):
             required.append(name)
     return {**tool, "parameters": {"type": "object", "properties": properties, "required": required}}
 
