@@ -12,6 +12,7 @@ used, 3 the gates did not pass, 130 interrupted.
 import argparse
 import importlib.metadata
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -83,8 +84,9 @@ def finetune(experiment: Experiment, overrides: Sequence[str] = (), run: str | N
     """
     experiment = read_experiment(apply_overrides(experiment.model_dump(mode="json"), list(overrides)))
     experiment = experiment.model_copy(update={"storage": experiment.storage.resolved()})
-    check_experiment(experiment)
-    started = start_run(experiment, run or str(current_flow_run.id))
+    folder = RunFolder(experiment.storage, run or str(current_flow_run.id))
+    check_experiment(experiment, folder)
+    started = start_run(experiment, folder)
     try:
         comparison = run_stages(started)
     except (Interrupted, KeyboardInterrupt):
@@ -139,9 +141,9 @@ def run_stages(run: Run) -> Comparison:
         raise
 
 
-def start_run(experiment: Experiment, name: str) -> Run:
+def start_run(experiment: Experiment, folder: RunFolder) -> Run:
     """The run's folder and its parent run in MLflow."""
-    folder = RunFolder(experiment.storage, name)
+    name = folder.run
     tracking = Tracking.from_environment()
     mlflow_run = tracking.start_parent(name, {"prefect.flow_run_id": str(current_flow_run.id or "")})
     folder.root.mkdir(parents=True, exist_ok=True)
@@ -186,13 +188,16 @@ def git_revision() -> str | None:
 def main() -> int:
     started = time.time()
     arguments = _parse()
+    # A run that is told to end, or whose terminal goes away, takes its jobs and servers with it as with Ctrl-C.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         values = deployment_values(arguments.deployment)
         experiment = read_experiment(apply_overrides(values, arguments.set))
         experiment = experiment.model_copy(update={"storage": experiment.storage.resolved()})
-        check_experiment(experiment)
         name = arguments.run or f"{arguments.deployment}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
         folder = RunFolder(experiment.storage, name)
+        check_experiment(experiment, folder)
     except (SettingsError, ValueError) as error:
         print(_listed("these settings cannot be used", error), file=sys.stderr)
         return BAD_SETTINGS
@@ -206,8 +211,9 @@ def main() -> int:
         except StackError as error:
             print(f"error: {error}", file=sys.stderr)
             return ERROR
-        except KeyboardInterrupt:
-            print("\ninterrupted before the first stage; nothing was submitted", file=sys.stderr)
+        except (KeyboardInterrupt, TerminationSignal):
+            # Before the first stage, or by a SIGTERM, which Prefect takes over while a flow runs and then passes on.
+            print("\ninterrupted; what was finished is kept for the next run", file=sys.stderr)
             return INTERRUPTED
         print_timing(folder, started)
     return _conclude(state, folder)

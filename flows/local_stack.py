@@ -210,7 +210,7 @@ def main() -> int:
     arguments = parser.parse_args()
     storage = Path(arguments.storage).resolve()
     worker: list[subprocess.Popen[bytes]] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: (_ for _ in ()).throw(KeyboardInterrupt()))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _check_port("Prefect", PREFECT_PORT)
         _check_port("MLflow", MLFLOW_PORT)

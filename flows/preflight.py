@@ -4,22 +4,35 @@ import os
 import shutil
 from pathlib import Path
 
+from tasks.contracts.files import read_json
 from tasks.contracts.job import JobSpec
-from tasks.contracts.overrides import SettingsError
+from tasks.contracts.overrides import SettingsError, dotted
+from tasks.contracts.run_folder import RunFolder
 from tasks.contracts.settings import Experiment
 from tasks.dataset.sources.read import DatasetNotFound, check_dataset
 from tasks.models.identity import ModelNotFound, check_model
 from tasks.pool.local import check_gpus
 from tasks.training.plan import plan_training
 
+BINDING_GROUPS = ("model.", "dataset.", "training.", "inference.")
+"""Settings that decide what a run's files hold. Pool, storage and gates may change when a run is resumed."""
+FREE_ON_RESUME = {
+    "training.per_device_batch_size",
+    "training.gradient_checkpointing",
+    "training.save_every_steps",
+    "training.log_every_steps",
+    "inference.batch_size",
+}
+"""Settings among them that change how fast or in how much memory, and nothing that is learnt or asked."""
 
-def check_experiment(experiment: Experiment) -> None:
+
+def check_experiment(experiment: Experiment, folder: RunFolder) -> None:
     """Refuse a run that cannot succeed.
 
     Raises:
         SettingsError: listing every reason, each with value, limit and what to do.
     """
-    problems: list[str] = []
+    problems = _changed_since(folder, experiment)
     for check in (_model, _dataset, _plan, _gpus, _space):
         try:
             check(experiment)
@@ -27,6 +40,20 @@ def check_experiment(experiment: Experiment) -> None:
             problems.append(str(error))
     if problems:
         raise SettingsError("\n".join(problems))
+
+
+def _changed_since(folder: RunFolder, experiment: Experiment) -> list[str]:
+    """What a resumed run would mix: its finished stages were made with the settings that it was started with."""
+    if not folder.experiment.exists():
+        return []
+    before = dotted(read_json(folder.experiment)["experiment"])
+    now = dotted(experiment.model_dump(mode="json"))
+    return [
+        f"{name}={now.get(name)}: run {folder.run} was started with {before.get(name)} and what it finished is kept; "
+        "give that value to resume it, or another --run to start anew"
+        for name in sorted(before.keys() | now.keys())
+        if name.startswith(BINDING_GROUPS) and name not in FREE_ON_RESUME and before.get(name) != now.get(name)
+    ]
 
 
 def _model(experiment: Experiment) -> None:

@@ -5,7 +5,7 @@ assignments change one value each and leave the others.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -49,6 +49,14 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
     if problems:
         raise SettingsError("\n".join(problems))
     return result
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values under their dotted names: ``{"training.num_epochs": 2}``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
 
 
 def read_experiment(values: dict[str, Any]) -> Experiment:

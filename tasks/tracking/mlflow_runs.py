@@ -17,6 +17,8 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from tasks.contracts.overrides import dotted
+
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 EXPERIMENT = "finetune"
 MAX_PARAM_CHARACTERS = 6000
@@ -109,7 +111,7 @@ class Tracking:
         known = self.client.get_run(run_id).data.params
         params = [
             Param(name, str(value)[:MAX_PARAM_CHARACTERS])
-            for name, value in _flatten(settings).items()
+            for name, value in dotted(settings).items()
             if name not in known
         ]
         for start in range(0, len(params), 100):
@@ -162,13 +164,3 @@ class Tracking:
         if passed:
             self.client.set_registered_model_alias(name, "champion", version)
         return f"{name} version {version}"
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -138,6 +138,7 @@ def test_toolace_words_are_no_calls(words):
         (openai, openai_row(ASK, {"role": "critic", "content": "x"}), "unknown_role"),
         (openai, openai_row(ASK, {"role": "assistant", "content": [{"type": "image_url"}]}), "bad_turn"),
         (openai, openai_row({"role": "assistant", "content": "Hello."}), "no_request"),
+        (openai, openai_row(ASK, {"role": [], "content": "x"}), "unknown_role"),
         (openai, openai_row("hello"), "bad_turn"),
         (openai, openai_row(ASK, {"role": "assistant", "tool_calls": {"name": "x"}}), "bad_call"),
         (xlam, xlam_row({"n": {"type": "int"}}, {"n": "many"}), "schema_mismatch"),

@@ -102,3 +102,16 @@ def mlflow_statuses(stack: Addresses, run: str) -> tuple[str, dict[str, str]]:
     parent = client.search_runs([experiment], f"attributes.run_name = '{run}' and tags.role = 'run'")[0]
     children = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
     return parent.info.status, {c.info.run_name: c.info.status for c in children}
+
+
+def wait_for_child(stack: Addresses, run: str, stage: str, limit_s: float = 120) -> None:
+    """Until MLflow shows the stage of the newest run of that name as running."""
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        try:
+            if mlflow_statuses(stack, run)[1].get(stage) == "RUNNING":
+                return
+        except IndexError:
+            pass
+        time.sleep(0.05)
+    pytest.fail(f"{stage} of {run} never ran")

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -12,11 +13,13 @@ import pytest
 
 from flows.local_stack import Addresses
 from tests.integration.finetune_process import (
+    STAGES,
     finish,
     flow_run_named,
     mlflow_statuses,
     prefect_states,
     start,
+    wait_for_child,
     wait_for_line,
 )
 from tests.processes import processes_under
@@ -97,6 +100,39 @@ def test_ctrl_c_ends_the_run_truthfully_and_leaves_nothing(first_run, storage, s
     status, children = mlflow_statuses(stack, run)
     assert status == "KILLED"
     assert children[stage] == "KILLED"
+
+
+def test_ctrl_c_in_the_comparison_keeps_every_answer(first_run, storage, stack):
+    run = "interrupted-compare"
+    # A run of which everything but the comparison is finished.
+    shutil.copytree(storage / "runs" / "first", storage / "runs" / run, symlinks=True)
+    shutil.rmtree(storage / "runs" / run / "report")
+    process = start(storage, stack, run)
+    wait_for_child(stack, run, "compare_models")
+    process.send_signal(signal.SIGINT)
+    code, output = finish(process)
+    assert code == 130, output
+    assert prefect_states(stack, run)[0] == "Cancelled"
+    status, children = mlflow_statuses(stack, run)
+    assert (status, children["compare_models"]) == ("KILLED", "KILLED")
+    assert {children[stage] for stage in STAGES - {"compare_models"}} == {"FINISHED"}
+
+    code, output = finish(start(storage, stack, run))
+    assert code == 3, output
+    assert (storage / "runs" / run / "report" / "comparison.html").exists()
+
+
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGTERM, "Crashed"), (signal.SIGHUP, "Cancelled")])
+def test_a_run_told_to_end_or_left_by_its_terminal_stops_its_jobs(first_run, storage, stack, number, said):
+    run = f"ended-by-{number.name.lower()}"
+    process = start(storage, stack, run, training__max_steps_per_epoch=2, inference__adapter="none")
+    rank_of(storage, run, "train_adapter", "0")
+    process.send_signal(number)
+    code, output = finish(process)
+    assert code == 130, output
+    assert not processes_under(storage)
+    assert prefect_states(stack, run)[0] == said
+    assert mlflow_statuses(stack, run)[0] == "KILLED"
 
 
 def test_the_jobs_of_a_dead_flow_are_ended_by_its_cancellation_hook(first_run, storage, stack):

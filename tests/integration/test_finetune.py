@@ -93,6 +93,15 @@ def test_settings_that_cannot_be_used_are_all_reported_and_nothing_starts(storag
     assert not (storage / "runs" / "bad").exists()
 
 
+def test_a_run_is_resumed_with_the_settings_it_was_started_with_or_not_at_all(first_run, storage, stack):
+    before = (storage / "runs" / "first" / "experiment.json").read_text()
+    code, output = finish(start(storage, stack, "first", training__lora__rank=4, training__per_device_batch_size=1))
+    assert code == 2
+    assert "training.lora.rank=4: run first was started with 16" in output
+    assert "per_device_batch_size=1:" not in output
+    assert (storage / "runs" / "first" / "experiment.json").read_text() == before
+
+
 def test_an_unknown_deployment_lists_those_there_are(storage, stack):
     done = subprocess.run(
         [sys.executable, "-m", "flows.finetune", "nothing"], cwd=REPOSITORY, capture_output=True, text=True

@@ -38,7 +38,7 @@ def _turn(turn: Any) -> Message:
             raise RowRejected("bad_call", f"tool_calls is no list: {str(calls)[:120]}")
         read = tuple(read_call(c.get("function", c) if isinstance(c, Mapping) else c) for c in calls)
         return Message("assistant", "" if read else content, read)
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise RowRejected("unknown_role", f"{role!r}")
     return Message(ROLES[role], content)  # type: ignore[arg-type] # The values of ROLES are roles.
 
