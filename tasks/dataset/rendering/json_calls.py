@@ -1,10 +1,14 @@
 """Reading calls out of text, never executing anything: one strict reader, one lenient reader."""
 
 import json
+import re
 from typing import Any
 
 from tasks.contracts.conversation import Call
 from tasks.contracts.prediction import Reading
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+JSON_WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 
 MAX_LENIENT_CHARACTERS = 20_000
 MAX_LENIENT_STARTS = 200
@@ -14,9 +18,14 @@ MAX_LENIENT_STARTS = 200
 def read_call(text: str, *, arguments_key: str) -> Call | str:
     """The call in a JSON object with exactly ``name`` and ``arguments_key``, or what is wrong with it."""
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+        value = STRICT.decode(text)
     except (ValueError, RecursionError) as error:
         return f"not JSON: {error}"
+    return as_call(value, arguments_key=arguments_key)
+
+
+def as_call(value: Any, *, arguments_key: str) -> Call | str:
+    """The call in a value that was read from JSON, or what is wrong with it."""
     if not isinstance(value, dict):
         return f"a call must be a JSON object, got {type(value).__name__}"
     if set(value) != {"name", arguments_key}:
@@ -24,6 +33,50 @@ def read_call(text: str, *, arguments_key: str) -> Call | str:
     if not isinstance(value["name"], str) or not isinstance(value[arguments_key], dict):
         return f"name must be a string and {arguments_key} an object"
     return Call(value["name"], value[arguments_key])
+
+
+def read_tagged_calls(text: str) -> Reading:
+    """Calls inside ``<tool_call>`` tags, and nothing but white space between them; no tag: an answer in words.
+
+    A call ends where its JSON ends, so that a string among the arguments may hold the very tags.
+    """
+    if OPEN not in text and CLOSE not in text:
+        return Reading(())
+    calls: list[Call] = []
+    # By hand, since a lazy regular expression takes quadratic time on a text of opening tags only.
+    position = 0
+    while (start := text.find(OPEN, position)) >= 0:
+        if between := text[position:start].strip():
+            return Reading((), f"text outside the <tool_call> tags: {between[:80]!r}")
+        try:
+            value, end = STRICT.raw_decode(text, _skip_white_space(text, start + len(OPEN)))
+        except (ValueError, RecursionError) as error:
+            return Reading((), f"not JSON: {error}")
+        call = as_call(value, arguments_key="arguments")
+        if isinstance(call, str):
+            return Reading((), call)
+        calls.append(call)
+        end = _skip_white_space(text, end)
+        if not text.startswith(CLOSE, end):
+            return Reading((), f"a <tool_call> tag is not closed after its call: {text[end : end + 80]!r}")
+        position = end + len(CLOSE)
+    if rest := text[position:].strip():
+        return Reading((), f"text outside the <tool_call> tags: {rest[:80]!r}")
+    return Reading(tuple(calls))
+
+
+def read_calls_by_line(text: str, *, arguments_key: str) -> Reading:
+    """One JSON object a line and nothing else; text that does not begin with ``{``: an answer in words."""
+    if not text.lstrip().startswith("{"):
+        return Reading(())
+    calls = []
+    # Not splitlines: JSON escapes a line feed, but leaves U+2028 and its like inside of strings as they are.
+    for line in filter(str.strip, text.split("\n")):
+        call = read_call(line, arguments_key=arguments_key)
+        if isinstance(call, str):
+            return Reading((), call)
+        calls.append(call)
+    return Reading(tuple(calls))
 
 
 def read_leniently(text: str) -> Reading:
@@ -60,3 +113,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(set(keys)) != len(keys):
         raise ValueError(f"duplicate keys in {keys}")
     return dict(pairs)
+
+
+def _skip_white_space(text: str, position: int) -> int:
+    match = JSON_WHITE_SPACE.match(text, position)
+    return match.end() if match else position
+
+
+STRICT = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique)
+"""JSON to the letter: no ``NaN``, no key twice."""

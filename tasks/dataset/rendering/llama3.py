@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from tasks.contracts.conversation import Message, Tool
 from tasks.contracts.prediction import Reading
-from tasks.dataset.rendering.json_calls import read_call
+from tasks.dataset.rendering.json_calls import read_calls_by_line
 from tasks.dataset.rendering.segment import Segment
 
 SYSTEM = "Environment: ipython\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
@@ -58,13 +58,4 @@ class Llama3:
         return ("\n".join(calls) or reply.content) + self.end_of_turn
 
     def parse(self, text: str) -> Reading:
-        """One JSON object a line and nothing else; text that does not begin with ``{``: an answer in words."""
-        if not text.lstrip().startswith("{"):
-            return Reading(())
-        calls = []
-        for line in filter(str.strip, text.splitlines()):
-            call = read_call(line, arguments_key="parameters")
-            if isinstance(call, str):
-                return Reading((), call)
-            calls.append(call)
-        return Reading(tuple(calls))
+        return read_calls_by_line(text, arguments_key="parameters")

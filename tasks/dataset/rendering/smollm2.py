@@ -20,14 +20,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tasks.contracts.conversation import Call, Message, Tool
+from tasks.contracts.conversation import Message, Tool
 from tasks.contracts.prediction import Reading
-from tasks.dataset.rendering.json_calls import read_call
+from tasks.dataset.rendering.json_calls import CLOSE, OPEN, read_tagged_calls
 from tasks.dataset.rendering.segment import Segment
 
 INSTRUCTION = 'Answer <tool_call>{"name": ..., "arguments": {...}}</tool_call>, or say that none fits.'
 ASSISTANT = "<|im_start|>assistant\n"
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
 class SmolLM2:
@@ -62,26 +61,7 @@ class SmolLM2:
         return ("\n".join(calls) or reply.content) + self.end_of_turn
 
     def parse(self, text: str) -> Reading:
-        """Calls inside ``<tool_call>`` tags, and nothing but white space between them; no tag: an answer in words."""
-        if OPEN not in text and CLOSE not in text:
-            return Reading(())
-        calls: list[Call] = []
-        # By hand, since a lazy regular expression takes quadratic time on a text of opening tags only.
-        position = 0
-        while (start := text.find(OPEN, position)) >= 0:
-            end = text.find(CLOSE, start)
-            if end < 0:
-                return Reading((), "a <tool_call> tag is not closed")
-            if between := text[position:start].strip():
-                return Reading((), f"text outside the <tool_call> tags: {between[:80]!r}")
-            call = read_call(text[start + len(OPEN) : end], arguments_key="arguments")
-            if isinstance(call, str):
-                return Reading((), call)
-            calls.append(call)
-            position = end + len(CLOSE)
-        if rest := text[position:].strip():
-            return Reading((), f"text outside the <tool_call> tags: {rest[:80]!r}")
-        return Reading(tuple(calls))
+        return read_tagged_calls(text)
 
 
 def signature(tool: Tool) -> str:
