@@ -35,8 +35,9 @@ class ModelSettings(Settings):
     """`embedded` (SmolLM2-135M-Instruct, needs no network), a local folder, or a model id on the Hugging Face hub."""
     revision: str | None = None
     """Commit of a model on the hub; only a full commit hash lets later runs reuse this run's results."""
-    family: Literal["auto", "smollm2", "llama3"] = "auto"
-    """How conversations are written for the model; `auto` reads it off the model and fails when it is not known."""
+    family: Literal["auto", "smollm2", "llama3", "qwen2", "qwen2_5", "qwen3", "mistral", "generic"] = "auto"
+    """How conversations are written for the model; `auto` reads it off the model and fails when it is not known.
+    `generic` is plain text for models without a format for tools; it is never chosen by itself."""
 
 
 class DatasetSettings(Settings):

@@ -1,14 +1,20 @@
-"""How each family writes a conversation: exact text, and an answer that reads back as the same calls."""
+"""How each family writes a conversation: exact text, and what of it the loss counts."""
 
-import random
-import string
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from tasks.contracts.conversation import Call, Example, Message
-from tasks.dataset.rendering.family import FAMILIES, detect_family, encode_conversation, encode_prompt, prompt_text
-from tasks.dataset.rendering.json_calls import read_leniently
+from tasks.dataset.rendering.family import (
+    FAMILIES,
+    detect_family,
+    encode_conversation,
+    encode_prompt,
+    family_for,
+    prompt_text,
+)
+from tasks.dataset.rendering.generic import Generic
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 TOOL = {
@@ -41,67 +47,153 @@ EXAMPLE = Example(
     source="",
     slice="test",
 )
+EVERY_FAMILY = {**FAMILIES, "generic": Generic(begin="<s>", end_of_turn="</s>")}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EVERY_FAMILY)
 def test_golden_text(name):
-    family = FAMILIES[name]
+    family = EVERY_FAMILY[name]
     text = prompt_text(family, EXAMPLE) + family.answer(EXAMPLE.reply)
     assert text == (GOLDEN / f"conversation-{name}.txt").read_text()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_an_answer_reads_back_as_the_same_calls(name):
-    family = FAMILIES[name]
-    answer = family.answer(EXAMPLE.reply).removesuffix(family.end_of_turn)
-    assert family.parse(answer).calls == EXAMPLE.expected
-    assert read_leniently(answer).calls == EXAMPLE.expected
-    assert family.parse("No tool fits.").calls == ()
-    assert family.parse("No tool fits.").error is None
+QWEN_ANSWERS = [
+    '<tool_call>\n{"name": "get_weather", "arguments": {"place": "Oslo"}}\n</tool_call><|im_end|>',
+    "3 degrees.<|im_end|>",
+    '<tool_call>\n{"name": "get_weather", "arguments": {"place": "Rome"}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "get_weather", "arguments": {"place": "Zürich", "unit": "celsius"}}\n</tool_call><|im_end|>',
+]
+ANSWERS = {
+    "smollm2": [
+        '<tool_call>{"name": "get_weather", "arguments": {"place": "Oslo"}}</tool_call><|im_end|>',
+        "3 degrees.<|im_end|>",
+        '<tool_call>{"name": "get_weather", "arguments": {"place": "Rome"}}</tool_call>\n'
+        '<tool_call>{"name": "get_weather", "arguments": {"place": "Zürich", "unit": "celsius"}}</tool_call><|im_end|>',
+    ],
+    "llama3": [
+        '{"name": "get_weather", "parameters": {"place": "Oslo"}}<|eot_id|>',
+        "3 degrees.<|eot_id|>",
+        '{"name": "get_weather", "parameters": {"place": "Rome"}}\n'
+        '{"name": "get_weather", "parameters": {"place": "Zürich", "unit": "celsius"}}<|eot_id|>',
+    ],
+    "qwen2": QWEN_ANSWERS,
+    "qwen2_5": QWEN_ANSWERS,
+    "qwen3": QWEN_ANSWERS,
+    "mistral": [
+        '[TOOL_CALLS] [{"name": "get_weather", "arguments": {"place": "Oslo"}, "id": "call00001"}]</s>',
+        " 3 degrees.</s>",
+        '[TOOL_CALLS] [{"name": "get_weather", "arguments": {"place": "Rome"}, "id": "call00001"}, '
+        '{"name": "get_weather", "arguments": {"place": "Zürich", "unit": "celsius"}, "id": "call00002"}]</s>',
+    ],
+    "generic": [
+        '{"name": "get_weather", "arguments": {"place": "Oslo"}}</s>',
+        "3 degrees.</s>",
+        '{"name": "get_weather", "arguments": {"place": "Rome"}}\n'
+        '{"name": "get_weather", "arguments": {"place": "Zürich", "unit": "celsius"}}</s>',
+    ],
+}
+
+
+@pytest.mark.parametrize("name", EVERY_FAMILY)
+def test_the_loss_counts_each_answer_with_its_end_of_turn_and_nothing_else(name):
+    family = EVERY_FAMILY[name]
+    segments = family.segments(EXAMPLE.messages, EXAMPLE.tools)
+    counted = [segment.text for segment in segments if segment.is_answer]
+    assert [*counted, family.answer(EXAMPLE.reply)] == ANSWERS[name]
+
+
+@pytest.mark.parametrize("name", EVERY_FAMILY)
+def test_an_earlier_answer_is_taught_behind_what_inference_would_have_asked(name):
+    family = EVERY_FAMILY[name]
+    segments = family.segments(EXAMPLE.messages, EXAMPLE.tools)
+    for position, message in enumerate(EXAMPLE.messages):
+        if message.role == "assistant":
+            asked = family.segments(EXAMPLE.messages[:position], EXAMPLE.tools)
+            assert segments[: len(asked)] == asked
+
+
+PARALLEL = (
+    Message("user", "Rome? Oslo?"),
+    Message("assistant", calls=(Call("get_weather", {"place": "Rome"}), Call("get_weather", {"place": "Oslo"}))),
+    Message("tool", "18"),
+    Message("tool", "three degrees"),
+)
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("name", "results"),
     [
-        "<tool_call>{not json}</tool_call>",
-        '<tool_call>{"name": "f", "arguments": {}}',
-        'Sure: <tool_call>{"name": "f", "arguments": {}}</tool_call>',
-        '<tool_call>{"name": "f"}</tool_call>',
-        '<tool_call>{"name": "f", "arguments": {}, "x": 1}</tool_call>',
-        '<tool_call>{"name": "f", "arguments": {"a": NaN}}</tool_call>',
-        '<tool_call>{"name": "f", "arguments": {"a": 1, "a": 2}}</tool_call>',
-        "<tool_call>" + "[" * 100_000 + "</tool_call>",
+        ("smollm2", "<|im_start|>tool\n18<|im_end|>\n<|im_start|>tool\nthree degrees<|im_end|>\n"),
+        ("llama3", "<|start_header_id|>ipython<|end_header_id|>\n\nthree degrees<|eot_id|>"),
+        (
+            "qwen2_5",
+            "<|im_start|>user\n<tool_response>\n18\n</tool_response>\n"
+            "<tool_response>\nthree degrees\n</tool_response><|im_end|>\n",
+        ),
+        (
+            "mistral",
+            '</s>[TOOL_RESULTS] {"content": 18, "call_id": "call00001"}[/TOOL_RESULTS]'
+            '[TOOL_RESULTS] {"content": "three degrees", "call_id": "call00002"}[/TOOL_RESULTS]',
+        ),
+        ("generic", "### Result\n18\n\n### Result\nthree degrees\n\n"),
     ],
 )
-def test_a_strict_reading_forgives_nothing(text):
-    reading = FAMILIES["smollm2"].parse(text)
-    assert reading.error
-    assert reading.calls == ()
+def test_the_results_of_parallel_calls_follow_in_order(name, results):
+    segments = EVERY_FAMILY[name].segments(PARALLEL, (TOOL,))
+    assert results in "".join(segment.text for segment in segments)
 
 
-def test_a_lenient_reading_forgives_tags_and_text():
-    text = 'Sure! {"name": "f", "parameters": {"a": 1}} and [{"name": "g", "arguments": {}}]'
-    assert read_leniently(text).calls == (Call("f", {"a": 1}), Call("g", {}))
+@pytest.mark.parametrize(
+    ("name", "prompt"),
+    [
+        ("smollm2", "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"),
+        (
+            "qwen2",
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (
+            "qwen2_5",
+            "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        ("qwen3", "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"),
+        ("mistral", "<s>[INST] Hi[/INST]"),
+        ("generic", "<s>### User\nHi\n\n### Assistant\n"),
+    ],
+)
+def test_a_request_without_tools_and_system_message(name, prompt):
+    example = dataclasses.replace(EXAMPLE, messages=(Message("user", "Hi"),), tools=())
+    assert prompt_text(EVERY_FAMILY[name], example) == prompt
 
 
-def test_hostile_answers_neither_crash_nor_stall():
-    rng = random.Random(1)
-    pieces = ["<tool_call>", "</tool_call>", "{", "}", '"name"', ":", "[", '"', "\\", "\0", "é", "arguments", "1e999"]
-    for _ in range(2000):
-        text = "".join(rng.choice([*pieces, rng.choice(string.printable)]) for _ in range(rng.randint(0, 60)))
-        for family in FAMILIES.values():
-            reading = family.parse(text)
-            assert not (reading.calls and reading.error)
-        assert read_leniently(text).error is None
-    for text in ("{" * 1_000_000, '{"name":' * 100_000, "<tool_call>" * 100_000):
-        assert FAMILIES["smollm2"].parse(text).calls == ()
-        assert read_leniently(text).calls == ()
+@dataclasses.dataclass
+class TinyTokenizer:
+    bos_token: str | None
+    eos_token: str | None
+    writes_bos: bool
+    bos_token_id = 1
+
+    def __call__(self, text):
+        return {"input_ids": [self.bos_token_id, 7] if self.writes_bos else [7]}
 
 
-def test_a_model_of_no_known_family_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
-    with pytest.raises(ValueError, match="set model.family"):
-        detect_family(tmp_path)
+class TestGeneric:
+    @pytest.mark.parametrize(
+        ("bos", "writes_bos", "begin"), [("<s>", True, "<s>"), ("<|endoftext|>", False, ""), (None, False, "")]
+    )
+    def test_it_begins_and_ends_as_the_tokenizer_does(self, bos, writes_bos, begin):
+        family = family_for("generic", TinyTokenizer(bos, "<end>", writes_bos))
+        assert prompt_text(family, EXAMPLE).startswith(f"{begin}### System\n")
+        assert family.end_of_turn == "<end>"
+        assert family.answer(EXAMPLE.reply).endswith("<end>")
+
+    def test_a_tokenizer_without_an_end_is_refused(self):
+        with pytest.raises(ValueError, match="end-of-text token"):
+            family_for("generic", TinyTokenizer("<s>", None, True))
+
+    def test_other_families_need_nothing_of_the_tokenizer(self):
+        assert family_for("qwen3", None) is FAMILIES["qwen3"]
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +216,7 @@ class TestWithTheRealTokenizer:
                 stretches[-1] += tokenizer.decode([token])
             previous = counted
         print("\n".join(f"{tokenizer.decode([t])!r:>20} {'loss' if c else ''}" for t, c in zip(ids, is_answer)))
-        assert stretches == [
-            '<tool_call>{"name": "get_weather", "arguments": {"place": "Oslo"}}</tool_call><|im_end|>',
-            "3 degrees.<|im_end|>",
-            '<tool_call>{"name": "get_weather", "arguments": {"place": "Rome"}}</tool_call>\n'
-            '<tool_call>{"name": "get_weather", "arguments": {"place": "Zürich", "unit": "celsius"}}'
-            "</tool_call><|im_end|>",
-        ]
+        assert stretches == ANSWERS["smollm2"]
 
     def test_inference_asks_with_the_very_ids_that_training_taught(self, tokenizer):
         taught, is_answer = encode_conversation(tokenizer, FAMILIES["smollm2"], EXAMPLE)
