@@ -226,3 +226,10 @@ class TestWithTheRealTokenizer:
 
     def test_the_end_of_turn_is_one_token(self, tokenizer):
         assert len(tokenizer("<|im_end|>", add_special_tokens=False)["input_ids"]) == 1
+
+    def test_generic_ends_with_the_end_of_the_tokenizer(self, tokenizer):
+        family = family_for("generic", tokenizer)
+        ids, is_answer = encode_conversation(tokenizer, family, EXAMPLE)
+        assert ids[-1] == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids(family.end_of_turn)
+        assert is_answer[-1]
+        assert prompt_text(family, EXAMPLE).startswith("### System")

@@ -1,15 +1,14 @@
 """Mistral 7B Instruct v0.3 and others with the v3 SentencePiece tokenizer: control tokens around JSON.
 
-Follows mistral-common's v3 and the model's own template, which agree on all but the white space of words, with three
-choices:
+Follows mistral-common's v3 encoder, id by id, with three choices. The model's own template says the same, except that it
+loses the system message once anything follows the last request, and writes a result in words without quotes.
 
 - Tools and system message stand before the first request instead of the last one. The official place moves with every
   request, so an earlier answer would be taught without the tools that it calls. Conversations of one request, as most
   are, come out exactly as the official ones.
 - Each call carries an id of nine letters and digits, which its result repeats. Ids only need to differ within an answer,
   so calls are numbered (``call00001``): an id by chance or by hash would be taught, and could not be learnt.
-- A result that is JSON is written as JSON, anything else as a JSON string, as mistral-common does; the template would
-  write words unquoted.
+- Results have no ids of their own in our data, so the first result is the first call's, and so on.
 
 Inference drops control tokens from what it reads, ``[TOOL_CALLS]`` among them, so calls are known by their JSON list.
 
