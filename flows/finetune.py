@@ -2,7 +2,7 @@
 
     python -m flows.finetune demo                                  the values of the deployment finetune/demo, here
     python -m flows.finetune demo --set training.num_epochs=2      with some of them changed
-    python -m flows.finetune demo --set dataset.name=rows.jsonl --set dataset.max_rows=500
+    python -m flows.finetune demo --set dataset.sources=rows.jsonl --set dataset.max_rows=500
 
 It records in the servers that PREFECT_API_URL and MLFLOW_TRACKING_URI name, else in those of make ui; without any it
 starts its own two for the time of the run. Exit status: 0 the gates passed, 1 something failed, 2 the settings cannot be

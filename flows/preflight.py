@@ -9,7 +9,9 @@ from tasks.contracts.job import JobSpec
 from tasks.contracts.overrides import SettingsError, dotted
 from tasks.contracts.run_folder import RunFolder
 from tasks.contracts.settings import Experiment
-from tasks.dataset.sources.read import DatasetNotFound, check_dataset
+from tasks.dataset.benchmarks import find_benchmark
+from tasks.dataset.sources.files import DatasetNotFound
+from tasks.dataset.sources.read import check_dataset
 from tasks.models.identity import ModelNotFound, check_model
 from tasks.pool.local import check_gpus
 from tasks.training.plan import plan_training
@@ -62,6 +64,8 @@ def _model(experiment: Experiment) -> None:
 
 def _dataset(experiment: Experiment) -> None:
     check_dataset(experiment.dataset)
+    for name in experiment.dataset.benchmarks:
+        find_benchmark(name)
 
 
 def _plan(experiment: Experiment) -> None:

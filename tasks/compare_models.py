@@ -41,7 +41,7 @@ def compare_models(
         inputs = ReportInputs(
             run=run.folder.run,
             model=run.experiment.model.name,
-            dataset=run.experiment.dataset.name,
+            dataset=run.experiment.dataset.title,
             quality=read_json(Path(dataset.path) / "quality.json"),
             training=adapter.figures,
             points=read_points(run.folder.job("train_adapter")),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.states import Completed
@@ -17,6 +17,7 @@ from tasks.run import Run
 from tasks.stage import child_run, keep, run_stage, stage_job
 
 STAGE = "prepare_dataset"
+OUTCOMES = "What became of every row that was read"
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,24 @@ def _record(run: Run, path: Path, child: str, *, reused: bool) -> PreparedDatase
     for run_id in (child, run.mlflow_run_id):
         run.tracking.log_dataset(
             run_id,
-            name=run.experiment.dataset.name,
+            name=run.experiment.dataset.title,
             digest=digest,
             source=str(path),
             num_rows=dataset.num_train_rows,
             context="training",
         )
-    run.tracking.log_files(child, [path / "quality.md", path / "quality.json", path / "rejected.jsonl"])
+    names = ("quality.md", "quality.json", "lengths.svg", "rejected.jsonl", "left_out.jsonl")
+    run.tracking.log_files(child, [path / name for name in names])
     run.tracking.log_metrics(
         child, {"data/train_rows": dataset.num_train_rows, "data/test_rows": dataset.num_test_rows}
     )
     create_markdown_artifact(quality, key="dataset", description="Dataset quality")
+    create_table_artifact(_outcomes(read_json(path / "quality.json")["rows"]), key="dataset-rows", description=OUTCOMES)
     return dataset
+
+
+def _outcomes(rows: dict[str, Any]) -> list[dict[str, Any]]:
+    table = [{"outcome": name, "reason": "", "rows": rows[name]} for name in ("train", "test", "unseen_tools")]
+    for outcome in ("rejected", "left_out"):
+        table += [{"outcome": outcome, "reason": reason, "rows": count} for reason, count in rows[outcome].items()]
+    return table

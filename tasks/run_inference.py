@@ -69,7 +69,7 @@ def _record(run: Run, dataset: PreparedDataset, path: Path, child: str, adapter:
     )
     run.tracking.log_dataset(
         child,
-        name=run.experiment.dataset.name,
+        name=run.experiment.dataset.title,
         digest=dataset.digest,
         source=dataset.path,
         num_rows=dataset.num_test_rows,

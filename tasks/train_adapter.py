@@ -43,7 +43,7 @@ def train_adapter(run: Run, dataset: PreparedDataset) -> TrainedAdapter:
     run.tracking.log_params(child, experiment.training.model_dump(mode="json"))
     run.tracking.log_dataset(
         child,
-        name=experiment.dataset.name,
+        name=experiment.dataset.title,
         digest=dataset.digest,
         source=dataset.path,
         num_rows=dataset.num_train_rows,

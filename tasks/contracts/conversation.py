@@ -7,11 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from tasks.contracts.by_identity import by_identity
+
 Tool = Mapping[str, Any]
 """``{"name": str, "description": str, "parameters": JSON Schema of an object}``."""
 
 Category = Literal["one_call", "several_tools", "parallel_calls", "no_fitting_tool"]
 CATEGORIES: tuple[Category, ...] = ("one_call", "several_tools", "parallel_calls", "no_fitting_tool")
+
+# Made once: json.dumps makes an encoder at every call that is not all defaults.
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +72,43 @@ class Example:
         return Message("assistant", content="" if self.expected else self.answer, calls=self.expected)
 
 
+def calls_in(example: Example) -> list[tuple[Call, ...]]:
+    """The calls of each answer that makes any, the last one included."""
+    return [turn.calls for turn in (*example.messages, example.reply) if turn.calls]
+
+
 def cut_at_first_call(example: Example) -> Example:
     """The same conversation up to its first answer that makes a call, or else its first answer: what a test asks."""
+    return cut_at_calls(example)[0]
+
+
+def cut_at_calls(example: Example) -> list[Example]:
+    """The conversation once up to each answer that makes a call, or up to its first answer where none does.
+
+    All but the first have the number of their call turn added to the id.
+    """
     turns = [*example.messages, example.reply]
     answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
-    position = next((i for i in answers if turns[i].calls), answers[0])
-    return replace(
-        example, messages=tuple(turns[:position]), expected=turns[position].calls, answer=turns[position].content
-    )
+    positions = [i for i in answers if turns[i].calls] or answers[:1]
+    return [
+        replace(
+            example,
+            id=example.id if number == 0 else f"{example.id}.{number + 1}",
+            messages=tuple(turns[:position]),
+            expected=turns[position].calls,
+            answer=turns[position].content,
+        )
+        for number, position in enumerate(positions)
+    ]
 
 
 def calls_to_json(calls: Sequence[Call]) -> str:
     """``[{"name": ..., "arguments": {...}}, ...]`` as text."""
-    return json.dumps([{"name": call.name, "arguments": call.arguments} for call in calls], ensure_ascii=False)
+    return _encode(_plain(calls))
+
+
+def _plain(calls: Sequence[Call]) -> list[dict[str, Any]]:
+    return [{"name": call.name, "arguments": call.arguments} for call in calls]
 
 
 def calls_from_json(text: str) -> tuple[Call, ...]:
@@ -87,15 +116,23 @@ def calls_from_json(text: str) -> tuple[Call, ...]:
     return tuple(Call(call["name"], call["arguments"]) for call in json.loads(text))
 
 
+def tools_in(text: str) -> tuple[Tool, ...]:
+    """The tools in a record's column."""
+    return tuple(json.loads(text))
+
+
+@by_identity
+def _tools_text(tools: tuple[Tool, ...]) -> str:
+    return _encode(list(tools))
+
+
 def example_to_record(example: Example) -> dict[str, str]:
     """A flat record of text columns, for Parquet."""
-    messages = [
-        {"role": m.role, "content": m.content, "calls": json.loads(calls_to_json(m.calls))} for m in example.messages
-    ]
+    messages = [{"role": m.role, "content": m.content, "calls": _plain(m.calls)} for m in example.messages]
     return {
         "id": example.id,
-        "messages": json.dumps(messages, ensure_ascii=False),
-        "tools": json.dumps(list(example.tools), ensure_ascii=False),
+        "messages": _encode(messages),
+        "tools": _tools_text(example.tools),
         "expected": calls_to_json(example.expected),
         "answer": example.answer,
         "source": example.source,
@@ -113,7 +150,7 @@ def example_from_record(record: Mapping[str, Any]) -> Example:
     return Example(
         id=record["id"],
         messages=messages,
-        tools=tuple(json.loads(record["tools"])),
+        tools=tools_in(record["tools"]),
         expected=calls_from_json(record["expected"]),
         answer=record["answer"],
         source=record["source"],

@@ -99,8 +99,9 @@ def _unknown_part(path: Sequence[str]) -> str | None:
         if field is None:
             prefix = ".".join(path[:depth])
             names = [f"{prefix}.{name}" if prefix else name for name in model.model_fields]
-            close = difflib.get_close_matches(".".join(path[: depth + 1]), names, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}?" if close else "there are: " + ", ".join(names)
+            # By the last part alone: with what all of them begin with, any two would be close.
+            close = difflib.get_close_matches(part, list(model.model_fields), n=1, cutoff=0.5)
+            hint = f"did you mean {'.'.join([*path[:depth], *close])}?" if close else "there are: " + ", ".join(names)
             return f"{'.'.join(path)}: unknown setting; {hint}"
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             model = field.annotation

@@ -7,7 +7,7 @@ else. Model and dataset have no default, because no default is right for anyone'
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class Settings(BaseModel):
@@ -40,45 +40,135 @@ class ModelSettings(Settings):
     `generic` is plain text for models without a format for tools; it is never chosen by itself."""
 
 
-class DatasetSettings(Settings):
-    """Which conversations teach and test it."""
+Format = Literal["auto", "hermes", "glaive", "sharegpt", "xlam", "toolace", "openai"]
 
-    name: str = Field(
-        min_length=1, examples=["embedded", "NousResearch/hermes-function-calling-v1", "/data/rows.jsonl"]
+
+class SourceSettings(Settings):
+    """Where rows come from."""
+
+    name: FolderPath = Field(
+        min_length=1,
+        examples=["embedded", "NousResearch/hermes-function-calling-v1", "/data/rows.jsonl", "s3://bucket/rows"],
     )
-    """`embedded` (written from a seed, needs no network), a .jsonl, .json or .parquet file, or a dataset id on the
-    Hugging Face hub."""
-    format: Literal["hermes", "glaive", "sharegpt", "xlam", "toolace", "openai"] = "hermes"
+    """`embedded` (written from a seed, needs no network), a .jsonl, .json, .parquet or .csv file, a folder of such files,
+    a URL that fsspec knows (`s3://`, `gs://`), or a dataset id on the Hugging Face hub."""
+    format: Format = "auto"
     """Format of the rows: hermes-function-calling-v1, glaive-function-calling-v2, ShareGPT with tools,
-    xlam-function-calling-60k, ToolACE, or OpenAI `messages` with `tools`."""
+    xlam-function-calling-60k, ToolACE, or OpenAI `messages` with `tools`. `auto` reads it off the first rows."""
     config: str | None = None
     """Configuration (subset) of a dataset on the hub, as `func_calling_singleturn`."""
     revision: str | None = None
-    """Commit of a dataset on the hub."""
+    """Commit of a dataset on the hub; only a full commit hash lets later runs reuse the prepared dataset."""
+    max_rows: int | None = Field(default=None, ge=1)
+    """Usable rows to take of this source, chosen by the seed; empty: all."""
+    weight: float | None = Field(default=None, gt=0)
+    """Share of the training rows, relative to the other sources' weights. All sources have one or none has."""
+
+    @property
+    def title(self) -> str:
+        """Name and configuration, for people."""
+        return f"{self.name}/{self.config}" if self.config else self.name
+
+    @model_validator(mode="after")
+    def _embedded_is_hermes(self) -> Self:
+        if self.name == "embedded" and self.format not in ("auto", "hermes"):
+            raise ValueError(f"the embedded dataset is in format hermes, not {self.format}")
+        return self
+
+
+def _sources(value: object) -> object:
+    """One name or one source may stand for a list of one."""
+    entries = list(value) if isinstance(value, list | tuple) else [value]
+    return [{"name": entry} if isinstance(entry, str) else entry for entry in entries]
+
+
+class AugmentationSettings(Settings):
+    """Changed copies of training rows; everything is off unless asked for. Test rows are never changed."""
+
+    mask_names: float = Field(default=0.0, ge=0, le=1)
+    """Share of training rows in which functions and parameters get names without meaning, so that only their
+    descriptions tell what they do (as Hammer was trained)."""
+    shuffle_tools: bool = False
+    """Offer each row's tools in a seeded order of its own."""
+    num_distractor_tools: int = Field(default=0, ge=0, le=64)
+    """Tools of other rows that are offered besides a row's own."""
+    irrelevance: float = Field(default=0.0, ge=0, le=1)
+    """Share of training rows that stand a second time without the tools that fit, and with an answer that says so."""
+    irrelevance_answer: str = Field(default="None of the functions offered can do that.", min_length=1)
+    """What such a row teaches to answer."""
+
+
+class DatasetSettings(Settings):
+    """Which conversations teach and test it."""
+
+    sources: Annotated[tuple[SourceSettings, ...], BeforeValidator(_sources)] = Field(
+        min_length=1, examples=[[{"name": "embedded"}], [{"name": "rows.jsonl", "format": "openai"}]]
+    )
+    """Where the rows come from; several are mixed."""
     max_rows: int | None = Field(default=None, ge=2)
-    """Rows of the source to use in all, chosen by the seed; empty: all. The embedded dataset writes this many."""
+    """Rows to use in all, chosen by the seed; empty: all. The embedded dataset writes this many."""
     num_test_rows: int = Field(default=100, ge=1)
-    """Rows held out to compare the two models."""
+    """Rows held out to compare the two models, as many as the test side has."""
     num_unseen_tools_rows: int = Field(default=0, ge=0)
     """Further test rows, whose tools training never sees."""
+    test_share: float = Field(default=0.1, gt=0, lt=1)
+    """Share of conversations on the test side. A conversation's side depends on its first request and the seed alone: it
+    stays where it is when other rows are added, and rows of the test side never teach."""
+    unseen_tools_share: float = Field(default=0.1, gt=0, lt=1)
+    """Share of tools held out for `num_unseen_tools_rows`, by their names and the seed alone."""
+    test_turns: Literal["first_call", "every_call"] = "first_call"
+    """What of a test conversation is asked: its first answer that makes a call, or each of them (then requests of one
+    conversation are not independent of each other)."""
     max_length_tokens: int = Field(default=4096, ge=16)
     """Longest conversation; longer ones are rejected and counted, never cut."""
+    near_duplicates: float | None = Field(default=0.9, gt=0, le=1)
+    """Rows whose runs of three words overlap by this much (Jaccard) are duplicates; empty: only exact ones are."""
+    decontaminate_words: int | None = Field(default=8, ge=3)
+    """A training row whose user says as many words in a row as a test request or a benchmark does is left out; empty: only
+    rows with a whole test request are."""
+    benchmarks: tuple[FolderPath, ...] = ()
+    """Files or folders (.json, .jsonl) of benchmarks that the training must not contain; `bfcl`: the questions of the
+    installed package bfcl-eval."""
+    augmentation: AugmentationSettings = AugmentationSettings()
+    packing_length_tokens: int | None = Field(default=None, ge=16)
+    """Also lay out the training rows in packs of this many tokens, whole conversations only; empty: no packs."""
+    num_workers: int | None = Field(default=None, ge=1, le=256)
+    """Processes that read and tokenise; empty: one per processor, at most 32."""
     seed: int = 7
     """Chooses the rows, the split, and what the embedded dataset writes."""
 
     @model_validator(mode="after")
-    def _embedded_needs_a_size(self) -> Self:
+    def _sizes(self) -> Self:
         held_out = self.num_test_rows + self.num_unseen_tools_rows
         if self.max_rows is not None and self.max_rows <= held_out:
             raise ValueError(
                 f"max_rows={self.max_rows} leaves nothing to train on: {held_out} rows are held out "
                 f"(num_test_rows + num_unseen_tools_rows); use more than {held_out}"
             )
-        if self.name == "embedded" and self.max_rows is None:
+        if self.max_rows is None and any(s.name == "embedded" for s in self.sources):
             raise ValueError("the embedded dataset is written on demand and needs max_rows, e.g. max_rows=420")
-        if self.name == "embedded" and self.format != "hermes":
-            raise ValueError(f"the embedded dataset is in format hermes, not {self.format}")
+        titles = [source.title for source in self.sources]
+        if twice := {title for title in titles if titles.count(title) > 1}:
+            raise ValueError(f"sources: {sorted(twice)} stand twice; name each source once")
+        if self.benchmarks and self.decontaminate_words is None:
+            raise ValueError(
+                "benchmarks are compared by runs of words; set decontaminate_words, e.g. decontaminate_words=8"
+            )
+        weighted = [source for source in self.sources if source.weight is not None]
+        if weighted and len(weighted) < len(self.sources):
+            without = next(source.name for source in self.sources if source.weight is None)
+            raise ValueError(f"sources: {without!r} has no weight and others have; give all of them one, or none")
+        if self.packing_length_tokens is not None and self.packing_length_tokens < self.max_length_tokens:
+            raise ValueError(
+                f"packing_length_tokens={self.packing_length_tokens} is less than max_length_tokens="
+                f"{self.max_length_tokens}: a longest conversation would fit no pack, and none is ever cut"
+            )
         return self
+
+    @property
+    def title(self) -> str:
+        """The sources' names, for people."""
+        return " + ".join(source.title for source in self.sources)
 
 
 class LoraSettings(Settings):

@@ -1,6 +1,8 @@
-"""Dataset preparation as a job of the pool: ``torchrun -m tasks.dataset spec.json``.
+"""Dataset preparation as a job of the pool, and the same for a look at a file.
 
-The spec's arguments: ``model``, ``dataset`` (settings), ``storage`` (shared folder), ``output`` (folder to make).
+torchrun -m tasks.dataset spec.json          the job; its arguments: model, dataset (settings), storage (shared folder),
+output (folder to make)
+python -m tasks.dataset inspect rows.jsonl   what would be kept of a file, and why the rest would not; --help tells more
 """
 
 import shutil
@@ -10,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from tasks.contracts.attempt import Attempt, run_rank
-from tasks.contracts.files import publish_folder
-from tasks.contracts.settings import DatasetSettings, ModelSettings
-from tasks.dataset.prepare import prepare
-from tasks.dataset.rendering.family import FAMILIES, detect_family
-from tasks.models.load import load_tokenizer
-from tasks.models.materialise import materialise
 
 
 def main(attempt: Attempt) -> Mapping[str, Any]:
+    # Here, since workers import this module as well and need none of it.
+    from tasks.contracts.files import publish_folder
+    from tasks.contracts.settings import DatasetSettings, ModelSettings
+    from tasks.dataset.prepare import prepare
+    from tasks.dataset.rendering.family import detect_family, family_for
+    from tasks.models.load import load_tokenizer
+    from tasks.models.materialise import materialise
+
     arguments = attempt.arguments
     model = ModelSettings(**arguments["model"])
     dataset = DatasetSettings(**arguments["dataset"])
@@ -29,13 +33,27 @@ def main(attempt: Attempt) -> Mapping[str, Any]:
     print(f"model {model.name}: {folder}, conversations in the format of {family}")
     temporary = output.with_name(f".{output.name}.{attempt.folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    manifest = prepare(dataset, FAMILIES[family], load_tokenizer(folder), temporary)
+    temporary.mkdir(parents=True)
+    tokenizer: Any = load_tokenizer(folder)
+    # As this process has it, whatever the model's folder holds: transformers can make one of older files.
+    tokenizer_file = temporary / "tokenizer.json"
+    tokenizer.backend_tokenizer.save(str(tokenizer_file))
+    manifest = prepare(
+        dataset,
+        family_for(family, tokenizer),
+        tokenizer_file,
+        temporary,
+        on_progress=lambda num_rows: print(f"{num_rows} rows read"),
+    )
     print((temporary / "quality.md").read_text())
     attempt.check_newest()
-    output.parent.mkdir(parents=True, exist_ok=True)
     publish_folder(temporary, output)
     return manifest
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["inspect"]:
+        from tasks.dataset.inspect import inspect
+
+        sys.exit(inspect(sys.argv[2:]))
     run_rank(main, sys.argv)

@@ -1,81 +1,108 @@
-"""Source rows to the files that training and inference read."""
+"""Source rows to the files that training and inference read.
+
+Nothing is held for all rows but a few numbers each: texts, tokens and keys go through files under ``.work``.
+"""
 
 import json
+import os
+import shutil
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.contracts.conversation import CATEGORIES, Example, example_from_record, example_to_record
-from tasks.contracts.files import write_json, write_text
+from tasks.contracts.conversation import Example, Tool, example_from_record, example_to_record, tools_in
+from tasks.contracts.files import write_json
 from tasks.contracts.settings import DatasetSettings
-from tasks.dataset.rendering.family import Family, encode_conversation
-from tasks.dataset.sources.read import FORMATS, read_rows
-from tasks.dataset.sources.rows import RowRejected
-from tasks.dataset.split import Split, ngram_overlap, requests, shuffle_train, split_embedded, split_source, to_example
+from tasks.dataset.augment import Augmenter, is_on
+from tasks.dataset.benchmarks import benchmark_runs
+from tasks.dataset.convert import Converter, Rejected, asked_of
+from tasks.dataset.packing import fill, pack
+from tasks.dataset.quality import Quality, write_quality
+from tasks.dataset.ragged import any_in, ragged_column
+from tasks.dataset.rendering.family import Family
+from tasks.dataset.row_store import RowStore, Tokens
+from tasks.dataset.sources.files import DatasetNotFound
+from tasks.dataset.sources.formats import FORMATS
+from tasks.dataset.sources.read import read_chunks
+from tasks.dataset.split import SLICES, TEST, TRAIN, UNSEEN_TOOLS, Choice, Keyed, choose, shuffled
+from tasks.dataset.workers import ordered_map
 
 IGNORED = -100
 """Label of a token that the loss leaves out (PyTorch's cross-entropy default)."""
-NUM_EXAMPLES_SHOWN = 3
+EXAMPLE_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("id", "messages", "tools", "expected", "answer", "source", "slice", "category")]
+)
+NUM_REJECTED_SHOWN = 3
+MAX_WORKERS = 32
+"""Unless the settings say more: the process that gathers keeps up with no more."""
+NUM_DISTRACTORS = 2000
+ROWS_PER_WRITE = 1024
+PROGRESS_S = 5
 
 
 @dataclass(frozen=True)
-class Rejected:
-    """A row that cannot be used, with its reason code and what was wrong."""
+class Taught:
+    """The training rows: which of ``tokens`` they are, and their ids, in one order."""
 
-    row_id: str
-    reason: str
-    detail: str
+    tokens: Tokens
+    rows: np.ndarray
+    ids: list[str]
 
 
-def prepare(settings: DatasetSettings, family: Family, tokenizer: Any, folder: Path) -> dict[str, Any]:
+def prepare(
+    settings: DatasetSettings,
+    family: Family,
+    tokenizer: Path,
+    folder: Path,
+    on_progress: Callable[[int], None] = lambda num_rows: None,
+) -> dict[str, Any]:
     """Write the prepared dataset into ``folder``, its manifest last, and return the manifest.
 
+    Args:
+        tokenizer: a ``tokenizer.json``.
+        on_progress: told every few seconds how many rows have been read.
+
     Raises:
-        ValueError: no row is usable, or too few for the split.
+        DatasetNotFound: a source is not there, or no row of any is usable.
+        ValueError: too few rows for the split.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    rejected: list[Rejected] = []
-    examples = list(_read(settings, rejected))
-    num_rows = len(examples) + len(rejected)
-    if not examples:
-        raise ValueError(_nothing_usable(settings, rejected))
-    split = split_embedded(examples) if settings.name == "embedded" else split_source(examples, settings)
-    lengths = _reject_long(split, settings, family, tokenizer, rejected)
-    shuffle_train(split, settings.seed)
-    _write_tokens(split.train, family, tokenizer, folder / "train.arrow")
-    _write_examples(split.train, folder / "train.parquet")
-    _write_examples([*split.test, *split.unseen_tools], folder / "test.parquet")
-    write_text(folder / "rejected.jsonl", "".join(json.dumps(vars(row)) + "\n" for row in rejected))
-    quality: dict[str, Any] = {
-        "rows": {
-            "read": num_rows,
-            "train": len(split.train),
-            "test": len(split.test),
-            "unseen_tools": len(split.unseen_tools),
-            "rejected": dict(Counter(row.reason for row in rejected)),
-            "left_out": split.left_out,
-        },
-        "categories": {
-            name: {category: sum(e.category == category for e in examples) for category in CATEGORIES}
-            for name, examples in _slices(split)
-        },
-        "num_tools": {name: len({t["name"] for e in examples for t in e.tools}) for name, examples in _slices(split)},
-        "tokens": lengths,
-        "overlap": {
-            "exact_duplicates": _exact_duplicates(split),
-            "test_requests_sharing_8_words_with_training": ngram_overlap(split.train, split.test),
-            "unseen_tools_requests_sharing_8_words_with_training": ngram_overlap(split.train, split.unseen_tools),
-        },
+    work = folder / ".work"
+    work.mkdir(parents=True)
+    num_workers = settings.num_workers or min(os.cpu_count() or 1, MAX_WORKERS)
+    pack_tokens = settings.packing_length_tokens
+    with RowStore(work) as store:
+        quality = _read(settings, family, tokenizer, num_workers, store, folder / "rejected.jsonl", on_progress)
+        benchmarks = benchmark_runs(settings.benchmarks, settings.decontaminate_words or 0)
+        keyed = store.keyed
+        choice = choose(keyed, settings, benchmarks)
+        quality.left_out = choice.counts
+        quality.notes = _shortfalls(settings, choice)
+        for index, source in enumerate(quality.sources.values()):
+            source["taught"] = int(((keyed.source == index) & (choice.slice == TRAIN)).sum())
+        _write_left_out(store, choice, folder / "left_out.jsonl")
+        _write_test(store, choice, settings, folder / "test.parquet", quality)
+        taught = _write_train(store, choice, settings, family, tokenizer, num_workers, folder, quality)
+        lengths = _write_tokens(taught, settings.seed, folder / "train.arrow")
+        quality.lengths = {name: store.tokens.ids.lengths[choice.slice == code] for name, code in SLICES.items()}
+        quality.lengths["train"] = lengths
+        quality.overlap = _overlap(keyed, choice, settings)
+    shutil.rmtree(work)
+    if pack_tokens is not None:
+        quality.packing = _write_packs(lengths, pack_tokens, folder / "packs.arrow")
+    write_quality(quality, folder)
+    manifest = {
+        "num_train_rows": len(lengths),
+        "num_test_rows": quality.written["test"] + quality.written["unseen_tools"],
+        "train_tokens": int(lengths.sum()),
+        "num_packs": quality.packing and quality.packing["packs"],
     }
-    write_json(folder / "quality.json", quality)
-    write_text(folder / "quality.md", quality_markdown(quality))
-    manifest = {"num_train_rows": len(split.train), "num_test_rows": len(split.test) + len(split.unseen_tools)}
-    manifest["train_tokens"] = lengths["train"]["total"]
     write_json(folder / "manifest.json", manifest)
     return manifest
 
@@ -85,111 +112,194 @@ def read_examples(path: Path) -> list[Example]:
     return [example_from_record(record) for record in pq.read_table(path).to_pylist()]
 
 
-def quality_markdown(quality: Mapping[str, Any]) -> str:
-    """The quality report as a person reads it."""
-    rows, overlap = quality["rows"], quality["overlap"]
-    lines = [
-        "## Dataset",
-        "",
-        "| slice | rows | " + " | ".join(CATEGORIES) + " | tools | mean tokens | longest |",
-        "|---|---:|" + "---:|" * (len(CATEGORIES) + 3),
-    ]
-    for name in ("train", "test", "unseen_tools"):
-        counts = " | ".join(str(quality["categories"][name][category]) for category in CATEGORIES)
-        tokens = quality["tokens"][name]
-        lines.append(
-            f"| {name} | {rows[name]} | {counts} | {quality['num_tools'][name]} | {tokens['mean']} | {tokens['max']} |"
-        )
-    share = overlap["test_requests_sharing_8_words_with_training"]
-    unseen = overlap["unseen_tools_requests_sharing_8_words_with_training"]
-    lines += [
-        "",
-        f"{rows['read']} rows read. Rejected: {_counts(rows['rejected'])}. Left out: {_counts(rows['left_out'])}.",
-        "",
-        f"Test requests that also stand in the training rows: {overlap['exact_duplicates']}. Test requests that share "
-        f"eight words in a row with any training request: {share:.1%} (unseen tools: {unseen:.1%}).",
-    ]
-    return "\n".join(lines) + "\n"
+def _read(
+    settings: DatasetSettings,
+    family: Family,
+    tokenizer: Path,
+    num_workers: int,
+    store: RowStore,
+    quarantine: Path,
+    on_progress: Callable[[int], None],
+) -> Quality:
+    """All rows into the store or the quarantine file, counted."""
+    sources = {s.title: {"read": 0, "rejected": 0, "usable": 0, "taught": 0} for s in settings.sources}
+    quality = Quality(0, Counter(), {}, Counter(), sources)
+    first_rejected: list[Rejected] = []
+    reported = time.monotonic()
+    converted = ordered_map(Converter, (settings, family, tokenizer), read_chunks(settings), num_workers)
+    with quarantine.open("w", encoding="utf-8") as file:
+        for chunk in converted:
+            store.add(chunk.batch)
+            for row in chunk.rejected:
+                file.write(json.dumps(row.as_json()) + "\n")
+            counts = sources[chunk.source]
+            counts["usable"] += len(chunk.batch)
+            counts["rejected"] += len(chunk.rejected)
+            counts["read"] += len(chunk.batch) + len(chunk.rejected)
+            quality.read += len(chunk.batch) + len(chunk.rejected)
+            quality.rejected.update(row.reason for row in chunk.rejected)
+            quality.repairs.update(chunk.repairs)
+            first_rejected += chunk.rejected[: NUM_REJECTED_SHOWN - len(first_rejected)]
+            if time.monotonic() - reported >= PROGRESS_S:
+                on_progress(quality.read)
+                reported = time.monotonic()
+    if not len(store):
+        raise DatasetNotFound(_nothing_usable(settings, quality, first_rejected))
+    return quality
 
 
-def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "none"
-
-
-def _slices(split: Split) -> tuple[tuple[str, list[Example]], ...]:
-    return ("train", split.train), ("test", split.test), ("unseen_tools", split.unseen_tools)
-
-
-def _read(settings: DatasetSettings, rejected: list[Rejected]) -> Iterator[Example]:
-    read = FORMATS[settings.format]
-    for row_id, row in read_rows(settings):
-        try:
-            if isinstance(row, RowRejected):
-                raise row
-            yield to_example(row_id, read(row), settings.name)
-        except RowRejected as error:
-            rejected.append(Rejected(row_id, error.reason, error.detail))
-
-
-def _nothing_usable(settings: DatasetSettings, rejected: Sequence[Rejected]) -> str:
-    if not rejected:
-        return f"dataset.name={settings.name!r} holds no rows"
-    reasons = _counts(Counter(row.reason for row in rejected))
-    shown = "\n".join(f"  {r.row_id}: {r.reason}: {r.detail}" for r in rejected[:NUM_EXAMPLES_SHOWN])
+def _nothing_usable(settings: DatasetSettings, quality: Quality, first: Sequence[Rejected]) -> str:
+    if not quality.read:
+        return f"dataset.sources={settings.title!r} holds no rows"
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(quality.rejected.items()))
+    shown = "\n".join(f"  {r.row_id}: {r.reason}: {r.detail}" for r in first)
     return (
-        f"none of the {len(rejected)} rows of dataset.name={settings.name!r} is usable as format "
-        f"{settings.format}: {reasons}. The first:\n{shown}\nIs dataset.format right? It is one of: {', '.join(FORMATS)}"
+        f"none of the {quality.read} rows of dataset.sources={settings.title!r} is usable: {reasons}. The first:\n{shown}\n"
+        f"Is the source's format right? It is one of: {', '.join(FORMATS)}"
     )
 
 
-def _reject_long(
-    split: Split, settings: DatasetSettings, family: Family, tokenizer: Any, rejected: list[Rejected]
-) -> dict[str, dict[str, int]]:
-    """Take over-long conversations out of every slice; return the token counts of what stays."""
-    lengths: dict[str, dict[str, int]] = {}
-    for name, examples in _slices(split):
-        kept, counts = [], []
-        for example in examples:
-            count = len(encode_conversation(tokenizer, family, example)[0])
-            if count > settings.max_length_tokens:
-                detail = f"{count} tokens, dataset.max_length_tokens={settings.max_length_tokens}"
-                rejected.append(Rejected(example.id, "too_long", detail))
-            else:
-                kept.append(example)
-                counts.append(count)
-        setattr(split, name, kept)
-        total = sum(counts)
-        lengths[name] = {
-            "total": total,
-            "mean": round(total / max(1, len(counts))),
-            "max": max(counts, default=0),
-        }
-    if not split.train:
-        raise ValueError(
-            f"every training conversation is longer than dataset.max_length_tokens={settings.max_length_tokens} tokens; "
-            "raise it"
+def _shortfalls(settings: DatasetSettings, choice: Choice) -> list[str]:
+    """What was asked for and is not there."""
+    return [
+        f"{found} of dataset.{setting}={wanted}; give more rows, or raise dataset.{share}={getattr(settings, share):g}"
+        for code, setting, share in (
+            (TEST, "num_test_rows", "test_share"),
+            (UNSEEN_TOOLS, "num_unseen_tools_rows", "unseen_tools_share"),
         )
+        if (found := int((choice.slice == code).sum())) < (wanted := getattr(settings, setting))
+    ]
+
+
+def _write_left_out(store: RowStore, choice: Choice, path: Path) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row, reason in sorted(choice.reason.items()):
+            like = {"like": store.ids[choice.like[row]]} if row in choice.like else {}
+            file.write(json.dumps({"id": store.ids[row], "reason": reason, **like}) + "\n")
+
+
+def _write_test(store: RowStore, choice: Choice, settings: DatasetSettings, path: Path, quality: Quality) -> None:
+    with pq.ParquetWriter(path, EXAMPLE_SCHEMA) as writer:
+        for name in ("test", "unseen_tools"):
+            for batch in store.texts(choice.slice == SLICES[name]):
+                examples = (example_from_record({**record, "slice": name}) for record in batch.to_pylist())
+                asked = [example_to_record(turn) for example in examples for turn in asked_of(example, settings)]
+                rows = pa.RecordBatch.from_pylist(asked, schema=EXAMPLE_SCHEMA)
+                quality.count(name, rows)
+                writer.write_batch(rows)
+
+
+def _write_train(
+    store: RowStore,
+    choice: Choice,
+    settings: DatasetSettings,
+    family: Family,
+    tokenizer: Path,
+    num_workers: int,
+    folder: Path,
+    quality: Quality,
+) -> Taught:
+    """``train.parquet``, and which tokens belong to its rows."""
+    chosen = choice.slice == TRAIN
+    batches = (_in_slice(batch, "train") for batch in store.texts(chosen))
+    with pq.ParquetWriter(folder / "train.parquet", EXAMPLE_SCHEMA) as writer:
+        if not is_on(settings.augmentation):
+            for batch in batches:
+                quality.count("train", batch)
+                writer.write_batch(batch)
+            rows = np.flatnonzero(chosen)
+            return Taught(store.tokens, rows, [store.ids[row] for row in rows])
+        tokens, ids = store.new_tokens("augmented"), []
+        arguments = (settings, family, tokenizer, _distractors(store, chosen, settings))
+        for changed in ordered_map(Augmenter, arguments, (batch.to_pylist() for batch in batches), num_workers):
+            batch = pa.RecordBatch.from_pylist([record for record, _ in changed], schema=EXAMPLE_SCHEMA)
+            quality.count("train", batch)
+            writer.write_batch(batch)
+            tokens.append(
+                *(ragged_column(part, pa.int32()) for part in zip(*(pair for _, pair in changed), strict=True))
+            )
+            ids += batch.column("id").to_pylist()
+        return Taught(tokens, np.arange(len(ids)), ids)
+
+
+def _in_slice(batch: pa.RecordBatch, name: str) -> pa.RecordBatch:
+    columns = {field: batch.column(field) for field in batch.schema.names} | {"slice": pa.array([name] * len(batch))}
+    return pa.RecordBatch.from_arrays([columns[field] for field in EXAMPLE_SCHEMA.names], schema=EXAMPLE_SCHEMA)
+
+
+def _distractors(store: RowStore, chosen: np.ndarray, settings: DatasetSettings) -> list[Tool]:
+    """Tools that training rows offer: what is held out is not among them."""
+    if not settings.augmentation.num_distractor_tools:
+        return []
+    found: dict[str, Tool] = {}
+    for batch in store.texts(chosen):
+        for text in batch.column("tools").unique().to_pylist():
+            for tool in tools_in(text):
+                found.setdefault(tool["name"], tool)
+        if len(found) >= NUM_DISTRACTORS:
+            break
+    return list(found.values())[:NUM_DISTRACTORS]
+
+
+def _write_tokens(taught: Taught, seed: int, path: Path) -> np.ndarray:
+    """Arrow stream with ``input_ids`` and ``labels`` (int32 lists), which every rank maps into memory; their lengths."""
+    order = shuffled(taught.ids, seed)
+    schema = pa.schema([(name, pa.list_(pa.int32())) for name in ("input_ids", "labels")])
+    ids, spans = taught.tokens.ids, taught.tokens.spans
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for first in range(0, len(order), ROWS_PER_WRITE):
+            rows = [int(taught.rows[position]) for position in order[first : first + ROWS_PER_WRITE]]
+            pieces = [ids[row] for row in rows]
+            labels = [_labels(piece, spans[row]) for piece, row in zip(pieces, rows, strict=True)]
+            offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int32)
+            columns = [pa.ListArray.from_arrays(offsets, np.concatenate(part)) for part in (pieces, labels)]
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+    lengths: np.ndarray = ids.lengths[taught.rows[order]]
     return lengths
 
 
-def _exact_duplicates(split: Split) -> int:
-    train = {request for example in split.train for request in requests(example)}
-    return sum(example.request in train for example in [*split.test, *split.unseen_tools])
+def _labels(ids: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """The ids inside the answers, and IGNORED elsewhere."""
+    labels = np.full(len(ids), IGNORED, np.int32)
+    for start, end in spans.reshape(-1, 2):
+        labels[start:end] = ids[start:end]
+    return labels
 
 
-def _write_tokens(examples: Sequence[Example], family: Family, tokenizer: Any, path: Path) -> None:
-    """Arrow stream with ``input_ids`` and ``labels`` (int32 lists), which every rank maps into memory."""
-    columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
-    for example in examples:
-        ids, is_answer = encode_conversation(tokenizer, family, example)
-        columns["input_ids"].append(ids)
-        columns["labels"].append([i if taught else IGNORED for i, taught in zip(ids, is_answer, strict=True)])
-    table = pa.table({name: pa.array(values, pa.list_(pa.int32())) for name, values in columns.items()})
+def _write_packs(lengths: np.ndarray, capacity: int, path: Path) -> dict[str, Any]:
+    """Arrow stream with ``rows``: positions in ``train.arrow`` of each pack's conversations."""
+    packs = pack(lengths, capacity)
+    table = pa.table({"rows": pa.array(packs, pa.list_(pa.int32()))})
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
+    return {"packs": len(packs), "capacity_tokens": capacity, "fill": fill(lengths, len(packs), capacity)}
 
 
-def _write_examples(examples: Sequence[Example], path: Path) -> None:
-    names = ("id", "messages", "tools", "expected", "answer", "source", "slice", "category")
-    schema = pa.schema([(name, pa.string()) for name in names])
-    pq.write_table(pa.Table.from_pylist([example_to_record(e) for e in examples], schema=schema), path)
+def _overlap(keyed: Keyed, choice: Choice, settings: DatasetSettings) -> dict[str, Any]:
+    """What training and tests still have in common, measured on the rows that are written."""
+
+    def keys_of(name: str, code: int) -> list[np.ndarray]:
+        ragged = getattr(keyed, name)
+        return [ragged[row] for row in np.flatnonzero(choice.slice == code)]
+
+    def shared(name: str, wanted: list[np.ndarray]) -> np.ndarray:
+        """Those of the wanted keys that stand in a training row."""
+        keys = np.unique(np.concatenate([np.empty(0, np.uint64), *wanted]))
+        ragged, found = getattr(keyed, "requests" if name == "asked" else name), np.zeros(len(keys), bool)
+        for first, values, offsets in ragged.blocks():
+            is_train = choice.slice[first : first + len(offsets) - 1] == TRAIN
+            found |= np.isin(keys, values[np.repeat(is_train, np.diff(offsets))])
+        return keys[found]
+
+    asked = [*keys_of("asked", TEST), *keys_of("asked", UNSEEN_TOOLS)]
+    result: dict[str, Any] = {
+        "words": settings.decontaminate_words,
+        "exact_duplicates": sum(bool(np.isin(keys, shared("asked", asked)).any()) for keys in asked),
+    }
+    for name, code in (("test", TEST), ("unseen_tools", UNSEEN_TOOLS)) if settings.decontaminate_words else ():
+        runs = keys_of("word_runs", code)
+        common = shared("word_runs", runs)
+        offsets = np.concatenate([[0], np.cumsum([len(keys) for keys in runs])]).astype(np.int64)
+        values = np.concatenate([np.empty(0, np.uint64), *runs])
+        result[name] = float(any_in(values, offsets, common).mean()) if runs else 0.0
+    return result

@@ -1,120 +1,134 @@
-"""Which rows teach and which test, so that nothing of the test is in the training."""
+"""Which rows teach and which test, so that nothing of the test is in the training.
+
+Works on the rows' keys alone (:mod:`tasks.dataset.features`). What becomes of a row depends on the seed, on the row and on
+rows that are alike, never on how many others there are, except where a limit of the settings is reached:
+
+1. equal rows, then rows that are nearly equal: the first stays, one of the test side before one of the training side;
+2. tools held out by their names: a row that offers only such tools can become a row of ``unseen_tools``, one that offers
+   some of them is in no slice;
+3. the rest by the hash of the first request, so that conversations that open alike stay together;
+4. the slices up to their limits, in the order of another such hash;
+5. training rows in which a test request or a benchmark stands are left out before the training's limit counts.
+"""
 
 import hashlib
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from tasks.contracts.conversation import Example, cut_at_first_call
+import numpy as np
+import numpy.typing as npt
+
 from tasks.contracts.settings import DatasetSettings
-from tasks.dataset.sources.rows import Conversation
+from tasks.dataset.features import Keys, similarity
+from tasks.dataset.ragged import Array, Ragged, any_in
 
-NGRAM_WORDS = 8
+OUT, TRAIN, TEST, UNSEEN_TOOLS = -1, 0, 1, 2
+SLICES = {"train": TRAIN, "test": TEST, "unseen_tools": UNSEEN_TOOLS}
+
+EXACT = "exact_duplicate"
+NEAR = "near_duplicate"
+HELD_OUT_TOOL = "offers_a_held_out_tool"
+BEYOND_SOURCE = "beyond_the_source's_max_rows"
+BEYOND_TEST = "test_side_beyond_num_test_rows"
+BEYOND_UNSEEN = "beyond_num_unseen_tools_rows"
+BEYOND_MAX = "beyond_max_rows"
+BEYOND_WEIGHT = "beyond_the_source's_weight"
+ASKED_IN_TEST = "test_request_in_training"
+SHARES_TEST = "shares_words_with_the_test"
+SHARES_BENCHMARK = "shares_words_with_a_benchmark"
+
+
+@dataclass(frozen=True)
+class Keyed:
+    """The keys of all usable rows, in the order in which they were read.
+
+    Attributes:
+        source: index of the row's source, [rows].
+        fixed: the slice that the source itself gives, or OUT, [rows].
+        opening: key of the first request, [rows].
+        exact: key of all requests and the tools' names, [rows].
+        bands: MinHash, [rows, bands].
+        tools: keys of the tools on offer.
+        requests: keys of everything the user says; ``asked``: of what a test would ask.
+        shingles, word_runs: keys of runs of words.
+    """
+
+    source: Array
+    fixed: Array
+    opening: Array
+    exact: Array
+    bands: Array
+    tools: Ragged
+    requests: Ragged
+    asked: Ragged
+    shingles: Ragged
+    word_runs: Ragged
 
 
 @dataclass
-class Split:
-    """The slices, and how many rows were left out for which reason."""
+class Choice:
+    """What became of the rows: their slice, or why they are in none.
 
-    train: list[Example] = field(default_factory=list)
-    test: list[Example] = field(default_factory=list)
-    unseen_tools: list[Example] = field(default_factory=list)
-    left_out: dict[str, int] = field(default_factory=dict)
+    Attributes:
+        slice: TRAIN, TEST, UNSEEN_TOOLS or OUT, [rows].
+        reason: why a row is OUT.
+        like: the row that a duplicate is like, or the test row that a training row has words in common with.
+    """
 
-    def leave_out(self, reason: str, count: int = 1) -> None:
-        """Count rows that are in no slice."""
-        if count:
-            self.left_out[reason] = self.left_out.get(reason, 0) + count
+    slice: npt.NDArray[np.int8]
+    reason: dict[int, str]
+    like: dict[int, int]
 
+    def leave_out(self, rows: Sequence[int] | Array, reason: str) -> None:
+        """Take rows out of their slice."""
+        self.slice[rows] = OUT
+        self.reason |= dict.fromkeys(np.asarray(rows).tolist(), reason)
 
-def to_example(
-    row_id: str, conversation: Conversation, source: str, slice_: Literal["train", "test", "unseen_tools"] = "train"
-) -> Example:
-    """A conversation as an example of a slice."""
-    reply = conversation.reply
-    return Example(row_id, conversation.messages, conversation.tools, reply.calls, reply.content, source, slice_)
-
-
-def split_embedded(examples: Iterable[Example]) -> Split:
-    """The embedded rows say themselves where they belong; requests that stand twice are left out of the training."""
-    split = Split()
-    for example in examples:
-        _, _, name, _ = example.id.split("-")
-        slice_: Literal["train", "test", "unseen_tools"] = (
-            "unseen_tools" if name == "unseen" else "test" if name == "test" else "train"
-        )
-        getattr(split, slice_).append(_in_slice(example, slice_))
-    return _without_duplicates(split)
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows left out by reason."""
+        return dict(sorted(Counter(self.reason.values()).items()))
 
 
-def split_source(examples: Sequence[Example], settings: DatasetSettings) -> Split:
-    """Chosen rows, split by the first request of their conversations and by tools.
-
-    Rows are ordered by a hash of seed and first request: the order depends on the row alone. Rows with one first
-    request go to one slice together. Tools are held out one by one, in an order hashed likewise, until their rows
-    suffice; rows that offer such a tool are in no other slice.
+def choose(rows: Keyed, settings: DatasetSettings, benchmark_runs: Keys) -> Choice:
+    """The slice of every row.
 
     Raises:
-        ValueError: fewer rows than the settings hold out.
+        ValueError: nothing is left to train on, or nothing to test with.
     """
-    split = Split()
-    ordered = sorted(examples, key=lambda e: (_hash(settings.seed, first_request(e)), e.id))
-    if settings.max_rows is not None:
-        split.leave_out("beyond max_rows", max(0, len(ordered) - settings.max_rows))
-        ordered = ordered[: settings.max_rows]
-    held_out = _held_out_tools(ordered, settings)
-    rest: list[Example] = []
-    for example in ordered:
-        names = {tool["name"] for tool in example.tools}
-        if not names & held_out:
-            rest.append(example)
-        elif names <= held_out and len(split.unseen_tools) < settings.num_unseen_tools_rows:
-            split.unseen_tools.append(_in_slice(example, "unseen_tools"))
-        else:
-            split.leave_out("offers a held-out tool")
-    test_requests: set[str] = set()
-    for example in rest:
-        request = first_request(example)
-        if request in test_requests or len(split.test) < settings.num_test_rows:
-            test_requests.add(request)
-            split.test.append(_in_slice(example, "test"))
-        else:
-            split.train.append(example)
-    if not split.train:
+    seed = settings.seed
+    order = _hashed(rows.opening, seed, "order")
+    slice_ = np.where(_uniform(rows.opening, seed, "side") < settings.test_share, TEST, TRAIN).astype(np.int8)
+    slice_ = np.where(rows.fixed == OUT, slice_, rows.fixed)
+    choice = Choice(slice_, {}, {})
+    _hold_out_tools(rows, settings, choice)
+    _drop_duplicates(rows, settings, choice, order)
+    for index, source in enumerate(settings.sources):
+        if source.max_rows is not None:
+            of_source = _in_order(np.flatnonzero((choice.slice != OUT) & (rows.source == index)), order, rows.fixed)
+            choice.leave_out(of_source[source.max_rows :], BEYOND_SOURCE)
+    for name, limit, reason in (
+        (TEST, settings.num_test_rows, BEYOND_TEST),
+        (UNSEEN_TOOLS, settings.num_unseen_tools_rows, BEYOND_UNSEEN),
+    ):
+        choice.leave_out(_in_order(np.flatnonzero(choice.slice == name), order)[limit:], reason)
+    _decontaminate(rows, settings, choice, benchmark_runs)
+    _limit_training(rows, settings, choice, order)
+    if not (choice.slice == TRAIN).any() or not (choice.slice == TEST).any():
+        sizes = {name: int((choice.slice == code).sum()) for name, code in SLICES.items()}
+        counts = ", ".join(f"{count} {reason}" for reason, count in choice.counts.items()) or "none"
         raise ValueError(
-            f"{len(examples)} usable rows leave nothing to train on after holding out {settings.num_test_rows} for the "
-            f"test and {settings.num_unseen_tools_rows} with unseen tools; lower dataset.num_test_rows or give more rows"
+            f"{len(slice_)} usable rows leave {sizes['train']} to train on and {sizes['test']} to test with (left out: "
+            f"{counts}); give more rows, or change dataset.test_share={settings.test_share:g}"
         )
-    return _without_duplicates(split)
+    return choice
 
 
-def shuffle_train(split: Split, seed: int) -> None:
-    """Put the training rows in a seeded order, so that categories and tools mix."""
-    split.train.sort(key=lambda e: _hash(seed, e.id))
-
-
-def ngram_overlap(train: Sequence[Example], test: Sequence[Example]) -> float:
-    """Share of test requests that have a run of eight words in common with any training request."""
-    known = {ngram for example in train for request in requests(example) for ngram in _ngrams(request)}
-    if not test:
-        return 0.0
-    return sum(bool(_ngrams(example.request) & known) for example in test) / len(test)
-
-
-def normalised(text: str) -> str:
-    """A request without case, punctuation and runs of white space."""
-    return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
-
-
-def requests(example: Example) -> list[str]:
-    """Everything the user says in a conversation."""
-    return [message.content for message in example.messages if message.role == "user"]
-
-
-def first_request(example: Example) -> str:
-    """The conversation's first user turn, normalised: conversations that share it stay in one slice."""
-    return normalised(next((m.content for m in example.messages if m.role == "user"), ""))
+def shuffled(ids: Sequence[str], seed: int) -> list[int]:
+    """Positions of the ids in a seeded order, so that categories and tools mix."""
+    return sorted(range(len(ids)), key=lambda i: hashlib.sha256(f"{seed}\0{ids[i]}".encode()).digest())
 
 
 def permutation(count: int, seed: int) -> list[int]:
@@ -127,52 +141,108 @@ def permutation(count: int, seed: int) -> list[int]:
     return target
 
 
-def _in_slice(example: Example, slice_: Literal["train", "test", "unseen_tools"]) -> Example:
-    return replace(example if slice_ == "train" else cut_at_first_call(example), slice=slice_)
+def _hold_out_tools(rows: Keyed, settings: DatasetSettings, choice: Choice) -> None:
+    fixed_unseen = [rows.tools[row] for row in np.flatnonzero(rows.fixed == UNSEEN_TOOLS).tolist()]
+    of_unseen = np.unique(np.concatenate(fixed_unseen)) if fixed_unseen else np.empty(0, np.uint64)
+    for first, keys, offsets in rows.tools.blocks():
+        held_out = np.isin(keys, of_unseen)
+        if settings.num_unseen_tools_rows:
+            held_out |= _uniform(keys, settings.seed, "tool") < settings.unseen_tools_share
+        counts = np.diff(np.concatenate([[0], np.cumsum(held_out)])[offsets])
+        numbers = np.diff(offsets)
+        block = np.arange(first, first + len(numbers))
+        free = rows.fixed[block] == OUT
+        choice.slice[block[free & (numbers > 0) & (counts == numbers)]] = UNSEEN_TOOLS
+        # Rows whose slice is fixed were written with that in mind, but for the tools of another source.
+        in_fixed = np.diff(np.concatenate([[0], np.cumsum(np.isin(keys, of_unseen))])[offsets])
+        some = np.where(free, (counts > 0) & (counts < numbers), (in_fixed > 0) & (rows.fixed[block] != UNSEEN_TOOLS))
+        choice.leave_out(block[some], HELD_OUT_TOOL)
 
 
-def _without_duplicates(split: Split) -> Split:
-    """Each request with its tools once, and no training request that the test asks."""
-    seen: set[str] = set()
-    for name in ("test", "unseen_tools", "train"):
-        kept = []
-        for example in getattr(split, name):
-            key = (
-                " / ".join(map(normalised, requests(example)))
-                + "|"
-                + ",".join(sorted(t["name"] for t in example.tools))
-            )
-            if key in seen:
-                split.leave_out("duplicate request")
-            else:
-                seen.add(key)
-                kept.append(example)
-        setattr(split, name, kept)
-    asked = {normalised(example.request) for example in [*split.test, *split.unseen_tools]}
-    clean = [example for example in split.train if not asked & set(map(normalised, requests(example)))]
-    split.leave_out("test request in training", len(split.train) - len(clean))
-    split.train = clean
-    return split
+def _drop_duplicates(rows: Keyed, settings: DatasetSettings, choice: Choice, order: Keys) -> None:
+    # The test side first: of two rows that are alike, the one that tests stays.
+    rank = np.empty(len(order), np.int64)
+    rank[np.lexsort((np.arange(len(order)), order, -choice.slice))] = np.arange(len(order))
+    usable = choice.slice != OUT
+    for leader, other in _pairs(rows.exact, usable, rank):
+        choice.like[other] = leader
+        choice.leave_out([other], EXACT)
+    if settings.near_duplicates is None:
+        return
+    for band in range(rows.bands.shape[1]):
+        for leader, other in _pairs(rows.bands[:, band], choice.slice != OUT, rank):
+            if choice.slice[leader] == OUT or not np.array_equal(rows.tools[leader], rows.tools[other]):
+                continue
+            if similarity(rows.shingles[leader], rows.shingles[other]) >= settings.near_duplicates:
+                choice.like[other] = leader
+                choice.leave_out([other], NEAR)
 
 
-def _held_out_tools(examples: Sequence[Example], settings: DatasetSettings) -> set[str]:
-    if not settings.num_unseen_tools_rows:
-        return set()
-    names = sorted({t["name"] for e in examples for t in e.tools}, key=lambda name: _hash(settings.seed, name))
-    held_out: set[str] = set()
-    for name in names:
-        if sum(bool(e.tools) and {t["name"] for t in e.tools} <= held_out for e in examples) >= (
-            settings.num_unseen_tools_rows
-        ):
-            break
-        held_out.add(name)
-    return held_out
+def _pairs(keys: Array, usable: npt.NDArray[np.bool_], rank: Array) -> list[tuple[int, int]]:
+    """``(first, other)`` for every usable row that shares its key with one of lower rank."""
+    members = np.flatnonzero(usable)
+    members = members[np.lexsort((rank[members], keys[members]))]
+    if not len(members):
+        return []
+    starts_group = np.concatenate([[True], np.diff(keys[members]) != 0])
+    leaders = members[np.flatnonzero(starts_group)[np.cumsum(starts_group) - 1]]
+    return list(zip(leaders[~starts_group].tolist(), members[~starts_group].tolist(), strict=True))
 
 
-def _hash(seed: int, text: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0{text}".encode()).digest()
+def _decontaminate(rows: Keyed, settings: DatasetSettings, choice: Choice, benchmark_runs: Keys) -> None:
+    tested = np.flatnonzero(choice.slice > TRAIN).tolist()
+    asked = {int(key): row for row in tested for key in rows.asked[row]}
+    said = {int(key): row for row in tested for key in rows.word_runs[row]}
+    for ragged, owners, wanted, reason in (
+        (rows.requests, asked, np.fromiter(asked, np.uint64), ASKED_IN_TEST),
+        (rows.word_runs, said, np.fromiter(said, np.uint64), SHARES_TEST),
+        (rows.word_runs, {}, benchmark_runs, SHARES_BENCHMARK),
+    ):
+        if not len(wanted) or (ragged is rows.word_runs and settings.decontaminate_words is None):
+            continue
+        for first, values, offsets in ragged.blocks():
+            block = np.arange(first, first + len(offsets) - 1)
+            found = block[any_in(values, offsets, wanted) & (choice.slice[block] == TRAIN)].tolist()
+            choice.leave_out(found, reason)
+            for row in found if owners else ():
+                choice.like[row] = next(owners[key] for key in ragged[row].tolist() if key in owners)
 
 
-def _ngrams(text: str) -> set[tuple[str, ...]]:
-    words = normalised(text).split()
-    return {tuple(words[i : i + NGRAM_WORDS]) for i in range(len(words) - NGRAM_WORDS + 1)}
+def _limit_training(rows: Keyed, settings: DatasetSettings, choice: Choice, order: Keys) -> None:
+    training = _in_order(np.flatnonzero(choice.slice == TRAIN), order)
+    limit = len(training)
+    if settings.max_rows is not None:
+        limit = min(limit, max(0, settings.max_rows - int((choice.slice > TRAIN).sum())))
+    weights = [source.weight for source in settings.sources]
+    given = [weight for weight in weights if weight is not None]
+    if not given:
+        choice.leave_out(training[limit:], BEYOND_MAX)
+        return
+    shares = np.array(given) / sum(given)
+    of_source = [training[rows.source[training] == index] for index in range(len(shares))]
+    # The most rows that keep the shares: what one source lacks, the others must not make up.
+    total = min(limit, *(int(len(members) / share) for members, share in zip(of_source, shares, strict=True)))
+    for members, share in zip(of_source, shares, strict=True):
+        choice.leave_out(members[round(total * share) :], BEYOND_WEIGHT)
+
+
+def _in_order(members: Array, order: Keys, fixed: Array | None = None) -> Array:
+    """Rows by their hash; those that a source put into a test slice before all others, where ``fixed`` is given."""
+    first = np.zeros(len(members)) if fixed is None else -fixed[members]
+    ordered: Array = members[np.lexsort((members, order[members], first))]
+    return ordered
+
+
+def _hashed(keys: Array, seed: int, purpose: str) -> Keys:
+    """64-bit hashes of keys that differ by seed and purpose."""
+    salt = int.from_bytes(hashlib.sha256(f"{seed}\0{purpose}".encode()).digest()[:8], "big")
+    values = keys ^ np.uint64(salt)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
+    hashed: Keys = values ^ (values >> np.uint64(31))
+    return hashed
+
+
+def _uniform(keys: Array, seed: int, purpose: str) -> npt.NDArray[np.float64]:
+    """The hashes as numbers of [0, 1)."""
+    return _hashed(keys, seed, purpose).astype(np.float64) / 2.0**64

@@ -17,7 +17,7 @@ from tasks.contracts.files import publish_folder, read_json, write_json
 from tasks.contracts.prediction import Prediction, prediction_from_record, prediction_to_record
 from tasks.contracts.settings import InferenceSettings, ModelSettings
 from tasks.dataset.prepare import read_examples
-from tasks.dataset.rendering.family import FAMILIES, detect_family
+from tasks.dataset.rendering.family import detect_family, family_for
 from tasks.inference.generate import generate
 from tasks.models.load import load_model, load_tokenizer, resolve_precision
 from tasks.models.materialise import materialise, weights_digest
@@ -33,7 +33,8 @@ def run(attempt: Attempt) -> Mapping[str, Any] | None:
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
     folder = materialise(model_settings, Path(arguments["storage"]))
-    family = FAMILIES[detect_family(folder) if model_settings.family == "auto" else model_settings.family]
+    tokenizer = load_tokenizer(folder)
+    family = family_for(detect_family(folder) if model_settings.family == "auto" else model_settings.family, tokenizer)
     precision = resolve_precision(settings.precision)
     model = load_model(folder, precision)
     adapter = Path(arguments["adapter"]) if arguments["adapter"] else None
@@ -60,7 +61,7 @@ def run(attempt: Attempt) -> Mapping[str, Any] | None:
     predictions = list(
         generate(
             model,
-            load_tokenizer(folder),
+            tokenizer,
             family,
             mine,
             batch_size=settings.batch_size,

@@ -65,6 +65,10 @@ def load_model(folder: Path, precision: Resolved) -> PreTrainedModel:
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in ``folder``; one without a padding token pads with its end-of-text token."""
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    # What is tokenised past transformers must not be cut or padded as the file says.
+    backend: Any = tokenizer
+    backend.backend_tokenizer.no_truncation()
+    backend.backend_tokenizer.no_padding()
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

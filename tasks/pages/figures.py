@@ -1,9 +1,12 @@
 """Figures as SVG that stands inside a page: text and axes take the page's own colour, so light and dark both work."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
+import numpy as np
+import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from tasks.contracts.comparison import GroupFigures, Share
@@ -47,6 +50,23 @@ def curve(steps: Sequence[int], values: Sequence[float], label: str) -> str:
     axes.set_xlabel("optimiser step")
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
+    return _svg(figure)
+
+
+def histogram(named: Mapping[str, npt.NDArray[Any]], label: str, share: str) -> str:
+    """Distributions of one measure over several groups, each adding up to one, as SVG."""
+    figure = Figure(figsize=(6.4, 2.8), layout="constrained")
+    axes = figure.subplots()
+    edges = np.linspace(0, max((float(max(values)) for values in named.values()), default=1.0), 41)
+    for (name, values), colour in zip(named.items(), (FINETUNED, ORIGINAL, "#d98c2b"), strict=False):
+        counts, _ = np.histogram(values, edges)
+        axes.stairs(counts / len(values), edges, linewidth=2, color=colour, label=name)
+    axes.set_xlabel(label)
+    axes.set_ylabel(share)
+    axes.set_xlim(left=0)
+    legend = axes.legend(frameon=False, fontsize=9)
+    for text in legend.get_texts():
+        text.set_color(INK)
     return _svg(figure)
 
 

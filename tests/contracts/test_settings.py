@@ -6,7 +6,7 @@ from tasks.contracts.overrides import SettingsError, apply_overrides, read_exper
 from tasks.contracts.run_folder import RunFolder
 from tasks.contracts.settings import Experiment, StorageSettings
 
-VALUES = {"model": {"name": "embedded"}, "dataset": {"name": "embedded", "max_rows": 300}}
+VALUES = {"model": {"name": "embedded"}, "dataset": {"sources": "embedded", "max_rows": 300}}
 
 
 def test_model_and_dataset_have_no_default():
@@ -72,4 +72,4 @@ def test_a_run_name_cannot_leave_its_folder(name):
 
 def test_nothing_left_to_train_on_is_refused():
     with pytest.raises(SettingsError, match="use more than 120"):
-        read_experiment({**VALUES, "dataset": {"name": "embedded", "max_rows": 100, "num_test_rows": 120}})
+        read_experiment({**VALUES, "dataset": {"sources": "embedded", "max_rows": 100, "num_test_rows": 120}})

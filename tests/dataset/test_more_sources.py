@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tasks.contracts.conversation import Call
 from tasks.dataset.sources import openai, toolace, xlam
 from tasks.dataset.sources.rows import RowRejected
+from tests.dataset.reading import read
 
 WEATHER = {
     "name": "get_weather",
@@ -32,7 +33,7 @@ ASK = {"role": "user", "content": "Is it warm in Oslo?"}
 
 @pytest.mark.parametrize("arguments", ['{"place": "Oslo"}', {"place": "Oslo"}])
 def test_openai_calls_with_arguments_as_text_or_object(arguments):
-    conversation = openai.read(openai_row({"role": "developer", "content": "s"}, ASK, call_turn(arguments)))
+    conversation = read(openai, openai_row({"role": "developer", "content": "s"}, ASK, call_turn(arguments)))
     assert conversation.reply.calls == (Call("get_weather", {"place": "Oslo"}),) * 2
     assert [m.role for m in conversation.messages] == ["system", "user"]
 
@@ -41,7 +42,7 @@ def test_openai_several_turns_parts_and_the_older_function_call():
     old = {"role": "assistant", "content": "", "function_call": {"name": "get_weather", "arguments": '{"place": "O"}'}}
     parts = {"role": "user", "content": [{"type": "text", "text": "Is it "}, {"type": "text", "text": "warm?"}]}
     result = {"role": "tool", "tool_call_id": "call_1", "content": '{"celsius": 4}'}
-    conversation = openai.read(openai_row(parts, old, result, {"role": "assistant", "content": "No."}))
+    conversation = read(openai, openai_row(parts, old, result, {"role": "assistant", "content": "No."}))
     assert [m.role for m in conversation.messages] == ["user", "assistant", "tool"]
     assert conversation.messages[0].content == "Is it warm?"
     assert conversation.messages[1].calls == (Call("get_weather", {"place": "O"}),)
@@ -66,7 +67,7 @@ def test_xlam_flat_parameters_become_a_schema():
         "map": {"type": "Dict[str, int], optional"},
         "point": {"type": "Tuple[float, float]"},
     }
-    conversation = xlam.read(xlam_row(parameters, {"ids": [1, 2], "point": [1.5, 2]}))
+    conversation = read(xlam, xlam_row(parameters, {"ids": [1, 2], "point": [1.5, 2]}))
     schema = conversation.tools[0]["parameters"]
     assert schema["required"] == ["ids", "point"]
     assert schema["properties"]["type"] == {"type": "string", "description": "which", "default": "game"}
@@ -116,16 +117,16 @@ def toolace_row(answer: str) -> dict:
 def test_toolace_calls_with_spaces_brackets_and_quotes():
     first = 'Market Trends API(trend_type="A (b), [c]", limits=[1.5, 2], live=true)'
     answer = f"[{first}, Market Trends API(trend_type='it\\'s')]"
-    assert toolace.read(toolace_row(answer)).reply.calls == (
+    assert read(toolace, toolace_row(answer)).reply.calls == (
         Call("Market Trends API", {"trend_type": "A (b), [c]", "limits": [1.5, 2], "live": True}),
         Call("Market Trends API", {"trend_type": "it's"}),
     )
-    assert toolace.read(toolace_row(answer)).tools[0]["parameters"]["properties"]["limits"]["type"] == "array"
+    assert read(toolace, toolace_row(answer)).tools[0]["parameters"]["properties"]["limits"]["type"] == "array"
 
 
 @pytest.mark.parametrize("words", ["The S&P 500 leads.", "[1] and (2) are sources [3]", "[see the list]"])
 def test_toolace_words_are_no_calls(words):
-    assert toolace.read(toolace_row(words)).reply.content == words
+    assert read(toolace, toolace_row(words)).reply.content == words
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_toolace_words_are_no_calls(words):
         (openai, openai_row("hello"), "bad_turn"),
         (openai, openai_row(ASK, {"role": "assistant", "tool_calls": {"name": "x"}}), "bad_call"),
         (xlam, xlam_row({"n": {"type": "int"}}, {"n": "many"}), "schema_mismatch"),
-        (xlam, xlam_row({"n": {"type": "int"}}, {}), "schema_mismatch"),
+        (xlam, xlam_row({"n": {"type": "int"}}, {}), "missing_argument"),
         (xlam, xlam_row({"n": {"type": "int"}}, {"m": 1}), "unknown_argument"),
         (xlam, xlam_row({}, {}, query=" "), "no_request"),
         (xlam, xlam_row({}, {}, answers="[]"), "no_answer"),
@@ -150,7 +151,7 @@ def test_toolace_words_are_no_calls(words):
         (xlam, xlam_row({}, {}, tools='["x"]'), "bad_tools"),
         (xlam, xlam_row({}, {}, tools=None), "bad_tools"),
         (toolace, toolace_row("[Market Trends API(trend_type=1)]"), "schema_mismatch"),
-        (toolace, toolace_row("[Market Trends API()]"), "schema_mismatch"),
+        (toolace, toolace_row("[Market Trends API()]"), "missing_argument"),
         (toolace, toolace_row("[Other API(trend_type='x')]"), "undeclared_tool"),
         (toolace, toolace_row("[Market Trends API('x')]"), "bad_call"),
         (toolace, toolace_row("[Market Trends API(trend_type=__import__('os').system('true'))]"), "bad_call"),
@@ -160,7 +161,7 @@ def test_toolace_words_are_no_calls(words):
 )
 def test_a_row_that_cannot_be_used_says_why(source, row, reason):
     with pytest.raises(RowRejected) as caught:
-        source.read(row)
+        read(source, row)
     assert caught.value.reason == reason
 
 
@@ -211,4 +212,4 @@ values = st.recursive(
 def test_no_row_does_worse_than_being_rejected(row):
     for source in (openai, xlam, toolace):
         with pytest.raises(RowRejected):
-            source.read(row)
+            read(source, row)

@@ -6,10 +6,9 @@ from collections import Counter
 import pytest
 
 from tasks.contracts.conversation import Call
-from tasks.contracts.settings import DatasetSettings
 from tasks.dataset.sources import glaive, hermes, sharegpt
-from tasks.dataset.sources.read import DatasetNotFound, check_dataset, read_rows
 from tasks.dataset.sources.rows import RowRejected
+from tests.dataset.reading import read
 
 TOOL = {
     "type": "function",
@@ -34,14 +33,14 @@ def hermes_row(answer: str, tools: object = None) -> dict:
 
 def test_hermes_json_call():
     row = hermes_row('<tool_call>\n{"name": "set_temperature", "arguments": {"degrees": 21}}\n</tool_call>')
-    assert hermes.read(row).reply.calls == (Call("set_temperature", {"degrees": 21}),)
+    assert read(hermes, row).reply.calls == (Call("set_temperature", {"degrees": 21}),)
 
 
 def test_hermes_call_as_python_literal_is_read_and_never_evaluated():
     row = hermes_row("<tool_call>\n{'name': 'set_temperature', 'arguments': {'degrees': 21}}\n</tool_call>")
-    assert hermes.read(row).reply.calls == (Call("set_temperature", {"degrees": 21}),)
+    assert read(hermes, row).reply.calls == (Call("set_temperature", {"degrees": 21}),)
     with pytest.raises(RowRejected, match="bad_call"):
-        hermes.read(hermes_row("<tool_call>__import__('os').system('true')</tool_call>"))
+        read(hermes, hermes_row("<tool_call>__import__('os').system('true')</tool_call>"))
 
 
 @pytest.mark.parametrize(
@@ -49,7 +48,7 @@ def test_hermes_call_as_python_literal_is_read_and_never_evaluated():
     [
         ('<tool_call>{"name": "other", "arguments": {}}</tool_call>', "undeclared_tool"),
         ('<tool_call>{"name": "set_temperature", "arguments": {"degrees": "x"}}</tool_call>', "schema_mismatch"),
-        ('<tool_call>{"name": "set_temperature", "arguments": {}}</tool_call>', "schema_mismatch"),
+        ('<tool_call>{"name": "set_temperature", "arguments": {}}</tool_call>', "missing_argument"),
         ('<tool_call>{"name": "set_temperature", "arguments": {"degrees": 1, "x": 2}}</tool_call>', "unknown_argument"),
         ('<tool_call>{"name": "set_temperature"', "bad_call"),
         ("", "empty_answer"),
@@ -57,7 +56,7 @@ def test_hermes_call_as_python_literal_is_read_and_never_evaluated():
 )
 def test_hermes_row_that_cannot_be_used_says_why(answer, reason):
     with pytest.raises(RowRejected) as caught:
-        hermes.read(hermes_row(answer))
+        read(hermes, hermes_row(answer))
     assert caught.value.reason == reason
 
 
@@ -71,7 +70,7 @@ def test_hermes_row_that_cannot_be_used_says_why(answer, reason):
 )
 def test_a_hostile_schema_is_rejected_and_no_reference_is_fetched(tools):
     with pytest.raises(RowRejected, match="bad_tools"):
-        hermes.read(hermes_row('<tool_call>{"name": "f", "arguments": {}}</tool_call>', tools))
+        read(hermes, hermes_row('<tool_call>{"name": "f", "arguments": {}}</tool_call>', tools))
 
 
 def test_glaive_arguments_in_single_quotes():
@@ -82,7 +81,7 @@ def test_glaive_arguments_in_single_quotes():
         '{"name": "rate", "arguments": \'{"from": "USD"}\'} <|endoftext|>\n\n\nFUNCTION RESPONSE: {"r": 1}\n\n\n'
         "ASSISTANT: It is 1. <|endoftext|>",
     }
-    conversation = glaive.read(row)
+    conversation = read(glaive, row)
     assert [m.role for m in conversation.messages] == ["user", "assistant", "tool"]
     assert conversation.messages[1].calls == (Call("rate", {"from": "USD"}),)
     assert conversation.reply.content == "It is 1."
@@ -92,23 +91,8 @@ def test_every_real_row_is_read_or_has_a_reason(glaive_rows):
     outcomes = Counter()
     for row in glaive_rows:
         try:
-            outcomes["read"] += bool(sharegpt.read(row).reply)
+            outcomes["read"] += bool(read(sharegpt, row).reply)
         except RowRejected as error:
             outcomes[error.reason] += 1
     assert sum(outcomes.values()) == 300
     assert outcomes["read"] >= 270, outcomes
-
-
-def test_a_broken_line_is_handed_on_and_not_dropped(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'{"a": 1}\n{"a": \n\xff\xfe\n[1]\n\n{"a": 2}')
-    read = [row for _, row in read_rows(DatasetSettings(name=str(path)))]
-    assert [getattr(row, "reason", "row") for row in read] == ["row", "not_json", "not_json", "not_a_row", "row"]
-
-
-@pytest.mark.parametrize("name", ["/no/such/file.jsonl", "rows.csv", "./nothing.json"])
-def test_a_dataset_that_is_not_there_is_named(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "rows.csv").write_text("a,b")
-    with pytest.raises(DatasetNotFound, match="dataset.name="):
-        check_dataset(DatasetSettings(name=name))

@@ -1,59 +1,140 @@
-"""Splits: nothing of the test in the training, whatever the source."""
+"""Splits: nothing of the test in the training, whatever the source, and a row stays where it is."""
 
-from collections import Counter
+import random
 
 import pytest
 
-from tasks.contracts.settings import DatasetSettings
-from tasks.dataset.prepare import prepare
-from tasks.dataset.sources import sharegpt
-from tasks.dataset.sources.rows import RowRejected
-from tasks.dataset.split import normalised, permutation, requests, split_source, to_example
+from tasks.dataset.features import normalised
+from tasks.dataset.split import permutation
+from tests.dataset.reading import Prepared, prepared, write_jsonl
 
 
-def examples_of(rows):
-    examples = []
-    for index, row in enumerate(rows):
-        try:
-            examples.append(to_example(f"row-{index:04d}", sharegpt.read(row), "glaive"))
-        except RowRejected:
-            continue
-    return examples
+def requests(example):
+    return [message.content for message in example.messages if message.role == "user"]
 
 
-@pytest.fixture
-def split(glaive_rows):
-    settings = DatasetSettings(name="x.json", format="sharegpt", num_test_rows=40, num_unseen_tools_rows=10)
-    return split_source(examples_of(glaive_rows), settings)
+def weather_row(request: str, tool: str = "get_weather", place: str = "Oslo") -> dict:
+    parameters = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
+    call = {"type": "function", "function": {"name": tool, "arguments": {"place": place}}}
+    return {
+        "tools": [{"type": "function", "function": {"name": tool, "description": "d", "parameters": parameters}}],
+        "messages": [{"role": "user", "content": request}, {"role": "assistant", "tool_calls": [call]}],
+    }
 
 
-def test_no_test_request_is_taught(split):
-    taught = {normalised(text) for example in split.train for text in requests(example)}
-    assert not taught & {normalised(e.request) for e in [*split.test, *split.unseen_tools]}
+def various_rows(count: int, seed: int = 1) -> list[dict]:
+    draw = random.Random(seed)
+    words = [f"w{number}" for number in range(3000)]
+    return [weather_row(" ".join(draw.sample(words, 12)), f"tool_{draw.randrange(30)}") for _ in range(count)]
 
 
-def test_conversations_with_one_opening_are_in_one_slice(split):
+@pytest.fixture(scope="module")
+def glaive(glaive_rows, tmp_path_factory) -> Prepared:
+    folder = tmp_path_factory.mktemp("split")
+    rows = write_jsonl(folder / "rows.jsonl", glaive_rows)
+    return prepared(folder / "out", rows, num_test_rows=40, num_unseen_tools_rows=10, test_share=0.2)
+
+
+def test_no_test_request_is_taught(glaive):
+    taught = {normalised(text) for example in glaive.train for text in requests(example)}
+    asked = {normalised(example.request) for example in glaive.test}
+    assert asked
+    assert not taught & asked
+
+
+def test_no_eight_words_of_the_test_stand_in_the_training(glaive):
+    def runs(examples):
+        texts = [normalised(text).split() for example in examples for text in requests(example)]
+        return {tuple(words[i : i + 8]) for words in texts for i in range(len(words) - 7)}
+
+    assert not runs(glaive.train) & runs(glaive.test)
+    assert glaive.quality["rows"]["left_out"]["shares_words_with_the_test"] > 0
+
+
+def test_conversations_with_one_opening_are_in_one_slice(glaive):
     def openings(examples):
         return {normalised(requests(example)[0]) for example in examples}
 
-    assert not openings(split.train) & openings(split.test)
+    assert not openings(glaive.train) & openings(glaive.test)
 
 
-def test_unseen_tools_are_offered_nowhere_else(split):
-    unseen = {tool["name"] for example in split.unseen_tools for tool in example.tools}
+def test_unseen_tools_are_offered_nowhere_else(glaive):
+    unseen = {tool["name"] for example in glaive.test if example.slice == "unseen_tools" for tool in example.tools}
+    seen = [*glaive.train, *(example for example in glaive.test if example.slice == "test")]
     assert unseen
-    assert not unseen & {t["name"] for e in [*split.train, *split.test] for t in e.tools}
+    assert not unseen & {tool["name"] for example in seen for tool in example.tools}
 
 
-def test_every_row_is_in_a_slice_or_counted(split, glaive_rows):
-    kept = len(split.train) + len(split.test) + len(split.unseen_tools)
-    assert kept + sum(split.left_out.values()) == len(examples_of(glaive_rows))
+def test_every_row_is_in_a_slice_or_has_a_reason(glaive):
+    glaive.assert_all_accounted_for(300)
 
 
-def test_too_few_rows_for_the_test_are_refused(glaive_rows):
-    settings = DatasetSettings(name="x.json", format="sharegpt", num_test_rows=300)
-    with pytest.raises(ValueError, match=r"lower dataset\.num_test_rows"):
-        split_source(examples_of(glaive_rows), settings)
+def test_a_row_keeps_its_side_when_others_are_added(tmp_path):
+    rows = various_rows(600)
+    few = prepared(tmp_path / "few", write_jsonl(tmp_path / "few.jsonl", rows[:300]), num_test_rows=10_000)
+    many = prepared(tmp_path / "many", write_jsonl(tmp_path / "many.jsonl", rows), num_test_rows=10_000)
+
+    def side(result):
+        return {e.request: e.slice for e in [*result.train, *result.test]}
+
+    before, after = side(few), side(many)
+    assert set(before.values()) == {"train", "test"}
+    assert before == {request: after[request] for request in before}
+    # A limit takes rows off the test, and gives none to the training.
+    limited = prepared(tmp_path / "limited", str(tmp_path / "many.jsonl"), num_test_rows=20)
+    assert {e.request for e in limited.train} == {e.request for e in many.train}
+    assert len(limited.test) == 20
+
+
+def test_another_seed_is_another_split(tmp_path):
+    rows = write_jsonl(tmp_path / "rows.jsonl", various_rows(200))
+    one, other = (prepared(tmp_path / str(seed), rows, seed=seed) for seed in (1, 2))
+    assert {e.request for e in one.test} != {e.request for e in other.test}
+
+
+def test_equal_rows_and_nearly_equal_rows_stand_once_and_name_the_one_that_stays(tmp_path):
+    rows = various_rows(100)
+    words = rows[0]["messages"][0]["content"]
+    longer = " ".join([words, *(f"filler{number}" for number in range(80))])
+    tool = rows[0]["tools"][0]["function"]["name"]
+    alike = [rows[0], weather_row(longer, tool), weather_row(longer.replace("filler79", "other"), tool)]
+    elsewhere = weather_row(longer, "another_tool")
+    path = write_jsonl(tmp_path / "rows.jsonl", [*rows, *alike, elsewhere])
+    result = prepared(tmp_path / "out", path)
+    left_out = {line["id"]: line for line in result.lines("left_out.jsonl") if "like" in line}
+    assert {(line["reason"], line["id"], line["like"]) for line in left_out.values()} in (
+        {("exact_duplicate", "rows-000100", "rows-000000"), ("near_duplicate", "rows-000101", "rows-000102")},
+        {("exact_duplicate", "rows-000100", "rows-000000"), ("near_duplicate", "rows-000102", "rows-000101")},
+    )
+    kept_apart = prepared(tmp_path / "exact", path, near_duplicates=None)
+    assert "near_duplicate" not in kept_apart.quality["rows"]["left_out"]
+
+
+def test_a_benchmark_that_stands_in_the_training_is_found(tmp_path):
+    rows = various_rows(100)
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    taught = prepared(tmp_path / "before", path).train[3]
+    copied = taught.request
+    (tmp_path / "BFCL_x.json").write_text(
+        f'{{"id": "a", "question": [[{{"role": "user", "content": "Please: {copied}!"}}]], "function": []}}\n'
+        '{"id": "b", "question": [[{"role": "user", "content": "Something else."}]]}\n'
+    )
+    result = prepared(tmp_path / "out", path, benchmarks=[str(tmp_path / "BFCL_x.json")])
+    reasons = {line["id"]: line["reason"] for line in result.lines("left_out.jsonl")}
+    assert reasons[taught.id] == "shares_words_with_a_benchmark"
+    assert list(reasons.values()).count("shares_words_with_a_benchmark") == 1
+
+
+def test_too_few_rows_are_refused_with_the_counts(tmp_path):
+    rows = write_jsonl(tmp_path / "rows.jsonl", various_rows(3))
+    with pytest.raises(ValueError, match=r"3 usable rows leave 3 to train on and 0 to test with.*dataset\.test_share"):
+        prepared(tmp_path / "out", rows, test_share=0.0001)
+
+
+def test_fewer_test_rows_than_asked_for_are_said(tmp_path):
+    result = prepared(tmp_path / "out", write_jsonl(tmp_path / "rows.jsonl", various_rows(100)), num_test_rows=90)
+    assert f"{len(result.test)} of dataset.num_test_rows=90" in result.quality["notes"][0]
+    assert "Fewer than asked for" in (result.folder / "quality.md").read_text()
 
 
 def test_a_permutation_keeps_nothing_in_place():
@@ -61,39 +142,3 @@ def test_a_permutation_keeps_nothing_in_place():
         moved = permutation(count, seed=1)
         assert sorted(moved) == list(range(count))
         assert all(i != j for i, j in enumerate(moved))
-
-
-@pytest.mark.integration
-def test_preparing_real_rows_accounts_for_every_one(glaive_rows, embedded_model, tmp_path):
-    import json
-
-    from tasks.dataset.rendering.family import FAMILIES
-    from tasks.models.load import load_tokenizer
-
-    source = tmp_path / "rows.json"
-    source.write_text(json.dumps(glaive_rows))
-    settings = DatasetSettings(name=str(source), format="sharegpt", num_test_rows=40, max_length_tokens=700)
-    prepare(settings, FAMILIES["smollm2"], load_tokenizer(embedded_model), tmp_path / "out")
-    quality = json.loads((tmp_path / "out" / "quality.json").read_text())
-    rows = quality["rows"]
-    kept = rows["train"] + rows["test"] + rows["unseen_tools"]
-    assert rows["read"] == 300
-    assert kept + sum(rows["rejected"].values()) + sum(rows["left_out"].values()) == 300
-    reasons = [json.loads(line)["reason"] for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
-    assert Counter(reasons) == rows["rejected"]
-    assert rows["rejected"]["too_long"] > 0
-    assert quality["tokens"]["train"]["max"] <= 700
-    assert quality["overlap"]["exact_duplicates"] == 0
-
-
-@pytest.mark.integration
-def test_a_dataset_with_no_usable_row_says_what_was_wrong(embedded_model, tmp_path):
-    from tasks.dataset.rendering.family import FAMILIES
-    from tasks.models.load import load_tokenizer
-
-    source = tmp_path / "rows.jsonl"
-    source.write_text('{"text": "hello"}\n' * 5)
-    with pytest.raises(ValueError, match=r"(?s)none of the 5 rows.*5 no_conversation.*dataset\.format"):
-        prepare(
-            DatasetSettings(name=str(source)), FAMILIES["smollm2"], load_tokenizer(embedded_model), tmp_path / "out"
-        )

@@ -152,7 +152,7 @@ def test_a_dataset_without_a_usable_row_says_so(first_run, storage, stack, tmp_p
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"conversations": [{"from": "human", "value": "no answer follows"}], "tools": "[]"}\n' * 40)
     run = "unusable"
-    code, output = finish(start(storage, stack, run, dataset__name=rows, dataset__format="hermes"))
+    code, output = finish(start(storage, stack, run, dataset__sources=rows))
     assert code == 1, output
     assert str(rows) in output
     state, tasks = prefect_states(stack, run)

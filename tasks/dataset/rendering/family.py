@@ -112,6 +112,11 @@ def prompt_text(family: Family, example: Example) -> str:
     return "".join(segment.text for segment in family.segments(example.messages, example.tools))
 
 
+def segments_of(family: Family, example: Example) -> list[Segment]:
+    """The whole conversation, its last answer included."""
+    return [*family.segments(example.messages, example.tools), Segment(family.answer(example.reply), True)]
+
+
 def encode_prompt(tokenizer: Any, family: Family, example: Example) -> list[int]:
     """Token ids of what the model is asked."""
     ids, _ = _encode(tokenizer, family.segments(example.messages, example.tools))
@@ -120,8 +125,7 @@ def encode_prompt(tokenizer: Any, family: Family, example: Example) -> list[int]
 
 def encode_conversation(tokenizer: Any, family: Family, example: Example) -> tuple[list[int], list[bool]]:
     """Token ids of the whole conversation, and which of them belong to answers."""
-    answer = Segment(family.answer(example.reply), True)
-    return _encode(tokenizer, [*family.segments(example.messages, example.tools), answer])
+    return _encode(tokenizer, segments_of(family, example))
 
 
 def _encode(tokenizer: Any, segments: Sequence[Segment]) -> tuple[list[int], list[bool]]:

@@ -7,6 +7,7 @@ out here because that template refuses more than one call a turn and marks no an
 import json
 from collections.abc import Sequence
 
+from tasks.contracts.by_identity import by_identity
 from tasks.contracts.conversation import Message, Tool
 from tasks.contracts.prediction import Reading
 from tasks.dataset.rendering.json_calls import read_calls_by_line
@@ -18,6 +19,11 @@ INSTRUCTION = (
     'answers the given prompt.\n\nRespond in the format {"name": function name, "parameters": dictionary of argument '
     "name and its value}. Do not use variables.\n\n"
 )
+
+
+@by_identity
+def _definition(tool: Tool) -> str:
+    return json.dumps({"type": "function", "function": tool}, indent=4)
 
 
 class Llama3:
@@ -39,7 +45,7 @@ class Llama3:
             elif message.role == "user":
                 content = message.content
                 if tools and not tools_are_written:
-                    definitions = [json.dumps({"type": "function", "function": t}, indent=4) for t in tools]
+                    definitions = [_definition(tool) for tool in tools]
                     content = INSTRUCTION + "\n\n".join(definitions) + "\n\n" + content
                     tools_are_written = True
                 text += self._turn("user", content)

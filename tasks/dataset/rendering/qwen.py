@@ -37,6 +37,7 @@ A prompt of Qwen2.5::
 import json
 from collections.abc import Sequence
 
+from tasks.contracts.by_identity import by_identity
 from tasks.contracts.conversation import Message, Tool
 from tasks.contracts.prediction import Reading
 from tasks.dataset.rendering.json_calls import CLOSE, OPEN, read_tagged_calls
@@ -107,6 +108,7 @@ class Qwen:
         return read_tagged_calls(text)
 
 
+@by_identity
 def _definition(tool: Tool) -> str:
     return json.dumps({"type": "function", "function": tool}, ensure_ascii=False)
 

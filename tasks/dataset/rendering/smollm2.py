@@ -20,6 +20,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tasks.contracts.by_identity import by_identity
 from tasks.contracts.conversation import Message, Tool
 from tasks.contracts.prediction import Reading
 from tasks.dataset.rendering.json_calls import CLOSE, OPEN, read_tagged_calls
@@ -64,6 +65,7 @@ class SmolLM2:
         return read_tagged_calls(text)
 
 
+@by_identity
 def signature(tool: Tool) -> str:
     """``name(required: type, optional?: type)`` under its description.
 

@@ -10,40 +10,44 @@ A row, shortened::
 The arguments' single quotes make the call no JSON: name and arguments are read apart.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from tasks.contracts.conversation import Call, Message
-from tasks.dataset.sources.rows import Conversation, RowRejected, conversation, load_json, read_call, read_tools
+from tasks.contracts.conversation import Message
+from tasks.dataset.sources.literals import DECODER, Repairs
+from tasks.dataset.sources.rows import Conversation, RowRejected, conversation, read_call, read_tools
 
-TURN = re.compile(r"(USER|ASSISTANT|FUNCTION RESPONSE):(.*?)(?=\n+(?:USER|ASSISTANT|FUNCTION RESPONSE):|\Z)", re.DOTALL)
+TURN = re.compile(r"^(USER|ASSISTANT|FUNCTION RESPONSE):", re.MULTILINE)
 CALL = re.compile(r"^\{\s*\"name\":\s*\"([^\"]+)\",\s*\"arguments\":\s*'(.*)'\s*\}$", re.DOTALL)
 
 
-def read(row: Mapping[str, Any]) -> Conversation:
+def read(row: Mapping[str, Any], repairs: Repairs) -> Conversation:
     """The conversation in a row; raises RowRejected."""
     system, chat = row.get("system"), row.get("chat")
     if not isinstance(system, str) or not isinstance(chat, str) or not chat.strip():
         raise RowRejected("no_conversation", "the columns system and chat must be text")
-    tools = read_tools(_objects(system))
-    return conversation([_turn(role, text) for role, text in TURN.findall(chat)], tools)
+    tools = read_tools(_objects(system), repairs)
+    before, *rest = TURN.split(chat)
+    if before.strip():
+        raise RowRejected("bad_turn", f"chat begins with no role: {before[:120]!r}")
+    turns = [_turn(role, text, repairs) for role, text in zip(rest[::2], rest[1::2], strict=True)]
+    return conversation(turns, tools, repairs)
 
 
 def _objects(text: str) -> list[Any]:
     """Every JSON object that stands in a text."""
-    decoder, found, position = json.JSONDecoder(), [], 0
+    found, position = [], 0
     while (start := text.find("{", position)) >= 0:
         try:
-            value, position = decoder.raw_decode(text, start)
-        except ValueError as error:
+            value, position = DECODER.raw_decode(text, start)
+        except (ValueError, RecursionError) as error:
             raise RowRejected("bad_tools", f"{error}: {text[start : start + 120]!r}") from error
         found.append(value)
     return found
 
 
-def _turn(role: str, text: str) -> Message:
+def _turn(role: str, text: str, repairs: Repairs) -> Message:
     text = text.replace("<|endoftext|>", "").strip()
     if role == "USER":
         return Message("user", text)
@@ -51,8 +55,12 @@ def _turn(role: str, text: str) -> Message:
         return Message("tool", text)
     if "<functioncall>" not in text:
         return Message("assistant", text)
-    body = text.partition("<functioncall>")[2].strip()
+    words, _, body = text.partition("<functioncall>")
+    body = body.strip()
+    if words.strip():
+        repairs["words_beside_a_call"] += 1
     if match := CALL.match(body):
-        arguments = load_json(match.group(2), "bad_call") if match.group(2).strip() else {}
-        return Message("assistant", calls=(Call(match.group(1), arguments),))
-    return Message("assistant", calls=(read_call(body),))
+        repairs["glaive_quoting"] += 1
+        call = read_call({"name": match.group(1), "arguments": match.group(2)}, repairs)
+        return Message("assistant", calls=(call,))
+    return Message("assistant", calls=(read_call(body, repairs),))

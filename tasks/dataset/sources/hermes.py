@@ -11,11 +11,11 @@ A row, shortened::
 The system turn only repeats tools and format, which the model's own rendering writes anew, so it is left out.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from tasks.contracts.conversation import Message
+from tasks.dataset.sources.literals import Repairs
 from tasks.dataset.sources.rows import (
     Conversation,
     RowRejected,
@@ -26,15 +26,16 @@ from tasks.dataset.sources.rows import (
     role_and_text,
 )
 
-TOOL_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
-def read(row: Mapping[str, Any]) -> Conversation:
+def read(row: Mapping[str, Any], repairs: Repairs) -> Conversation:
     """The conversation in a row; raises RowRejected."""
-    return conversation([turn for t in read_turns(row) if (turn := _turn(t)) is not None], read_tools(row.get("tools")))
+    turns = [turn for t in read_turns(row) if (turn := _turn(t, repairs)) is not None]
+    return conversation(turns, read_tools(row.get("tools"), repairs), repairs)
 
 
-def _turn(turn: Any) -> Message | None:
+def _turn(turn: Any, repairs: Repairs) -> Message | None:
     role, text = role_and_text(turn)
     if role == "system":
         return None
@@ -43,8 +44,23 @@ def _turn(turn: Any) -> Message | None:
     if role == "tool":
         return Message("tool", text)
     if role == "gpt":
-        calls = tuple(read_call(body) for body in TOOL_CALL.findall(text))
-        if not calls and "<tool_call>" in text:
-            raise RowRejected("bad_call", f"an unclosed <tool_call>: {text[:120]!r}")
-        return Message("assistant", "" if calls else text, calls)
+        bodies, words = _inside_tags(text)
+        if not bodies:
+            return Message("assistant", text)
+        if words.strip():
+            repairs["words_beside_a_call"] += 1
+        return Message("assistant", calls=tuple(read_call(body, repairs) for body in bodies))
     raise RowRejected("unknown_role", f"{role!r}")
+
+
+def _inside_tags(text: str) -> tuple[list[str], str]:
+    """What stands inside the tags, and everything else; in linear time, whatever the text."""
+    bodies, words, position = [], [], 0
+    while (start := text.find(OPEN, position)) >= 0:
+        end = text.find(CLOSE, start)
+        if end < 0:
+            raise RowRejected("bad_call", f"an unclosed {OPEN}: {text[start : start + 120]!r}")
+        words.append(text[position:start])
+        bodies.append(text[start + len(OPEN) : end])
+        position = end + len(CLOSE)
+    return bodies, "".join([*words, text[position:]])

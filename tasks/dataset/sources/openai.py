@@ -16,17 +16,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.contracts.conversation import Message
+from tasks.dataset.sources.literals import Repairs
 from tasks.dataset.sources.rows import Conversation, RowRejected, conversation, read_call, read_tools, read_turns
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "tool": "tool", "function": "tool"}
 
 
-def read(row: Mapping[str, Any]) -> Conversation:
+def read(row: Mapping[str, Any], repairs: Repairs) -> Conversation:
     """The conversation in a row; raises RowRejected."""
-    return conversation([_turn(turn) for turn in read_turns(row, "messages")], read_tools(row.get("tools")))
+    turns = [_turn(turn, repairs) for turn in read_turns(row, "messages")]
+    return conversation(turns, read_tools(row.get("tools"), repairs), repairs)
 
 
-def _turn(turn: Any) -> Message:
+def _turn(turn: Any, repairs: Repairs) -> Message:
     if not isinstance(turn, Mapping):
         raise RowRejected("bad_turn", f"not a message: {str(turn)[:120]}")
     role, content = turn.get("role"), _text(turn.get("content"))
@@ -36,7 +38,7 @@ def _turn(turn: Any) -> Message:
         calls = [turn["function_call"]] if not calls and turn.get("function_call") else calls
         if not isinstance(calls, list):
             raise RowRejected("bad_call", f"tool_calls is no list: {str(calls)[:120]}")
-        read = tuple(read_call(c.get("function", c) if isinstance(c, Mapping) else c) for c in calls)
+        read = tuple(read_call(c.get("function", c) if isinstance(c, Mapping) else c, repairs) for c in calls)
         return Message("assistant", "" if read else content, read)
     if not isinstance(role, str) or role not in ROLES:
         raise RowRejected("unknown_role", f"{role!r}")

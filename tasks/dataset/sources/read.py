@@ -1,33 +1,28 @@
-"""Rows of a dataset, from wherever it lies, one at a time; what cannot be read is handed on as an error, not dropped."""
+"""Raw rows of all sources of the settings, in chunks that one worker takes at a time."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from tasks.contracts.settings import DatasetSettings
+from tasks.contracts.settings import DatasetSettings, SourceSettings
 from tasks.dataset.embedded.generate import generate
-from tasks.dataset.sources import glaive, hermes, openai, sharegpt, toolace, xlam
-from tasks.dataset.sources.rows import Conversation, RowRejected
+from tasks.dataset.sources.files import DatasetNotFound, RawRow, find_files, is_file_name, parse, read_file
+from tasks.dataset.sources.formats import detect_format
+from tasks.dataset.sources.rows import RowRejected
 
-FORMATS: dict[str, Callable[[Mapping[str, Any]], Conversation]] = {
-    "hermes": hermes.read,
-    "glaive": glaive.read,
-    "sharegpt": sharegpt.read,
-    "xlam": xlam.read,
-    "toolace": toolace.read,
-    "openai": openai.read,
-}
-SUFFIXES = (".jsonl", ".json", ".parquet")
+CHUNK_ROWS = 512
+CHUNK_BYTES = 4 << 20
+NUM_ROWS_TO_DETECT = 200
 
 
-class DatasetNotFound(ValueError):
-    """The dataset of the settings is not there."""
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some rows of one source: ``(row id, raw row)``."""
 
-
-def is_file_name(name: str) -> bool:
-    """Whether a dataset's name means a local file rather than a hub id."""
-    return name.startswith(("/", "./", "../", "~")) or name.endswith(SUFFIXES) or Path(name).exists()
+    source: int
+    format: str
+    rows: list[tuple[str, RawRow]]
 
 
 def check_dataset(settings: DatasetSettings) -> None:
@@ -36,36 +31,80 @@ def check_dataset(settings: DatasetSettings) -> None:
     Raises:
         DatasetNotFound: naming what was looked for.
     """
-    if settings.name == "embedded" or not is_file_name(settings.name):
-        return
-    path = Path(settings.name).expanduser()
-    if not path.is_file():
-        raise DatasetNotFound(
-            f"dataset.name={settings.name!r}: there is no such file ({path.resolve()}); give a {', '.join(SUFFIXES)} "
-            "file, a dataset id on the hub, or 'embedded'"
-        )
-    if path.suffix not in SUFFIXES:
-        raise DatasetNotFound(f"dataset.name={settings.name!r}: {path.suffix!r} is not one of {', '.join(SUFFIXES)}")
+    for source in settings.sources:
+        if source.name != "embedded" and is_file_name(source.name):
+            find_files(source.name)
 
 
-def read_rows(settings: DatasetSettings) -> Iterator[tuple[str, Mapping[str, Any] | RowRejected]]:
-    """``(row id, row)`` in the order of the source.
+def read_chunks(settings: DatasetSettings) -> Iterator[Chunk]:
+    """Every row of every source, in order.
 
     Raises:
-        DatasetNotFound: the source is not there or cannot be reached.
+        DatasetNotFound: a source is not there, cannot be reached, or is not what its name says.
+        UnknownFormat: a source's format is ``auto`` and cannot be told.
     """
-    if settings.name == "embedded":
-        yield from _embedded(settings)
-    elif is_file_name(settings.name):
-        check_dataset(settings)
-        yield from _file(Path(settings.name).expanduser())
+    taken: dict[str, int] = {}
+    for index, source in enumerate(settings.sources):
+        rows = _rows(source, settings, taken)
+        format_: str = source.format
+        if format_ == "auto" and source.name == "embedded":
+            format_ = "hermes"
+        elif format_ == "auto":
+            first = list(itertools.islice(rows, NUM_ROWS_TO_DETECT))
+            rows = itertools.chain(first, rows)
+            # A source without any row has no format; there is nothing to read with it either.
+            format_ = detect_format([_columns(row) for _, row in first], source.name) if first else "hermes"
+            print(f"source {source.name}: rows in the format {format_}")
+        for chunk in _chunks(rows):
+            yield Chunk(index, format_, chunk)
+
+
+def _columns(row: RawRow) -> Mapping[str, Any] | None:
+    try:
+        return parse(row)
+    except RowRejected:
+        return None
+
+
+def _chunks(rows: Iterable[tuple[str, RawRow]]) -> Iterator[list[tuple[str, RawRow]]]:
+    chunk: list[tuple[str, RawRow]] = []
+    size = 0
+    for row_id, row in rows:
+        chunk.append((row_id, row))
+        size += len(row) if isinstance(row, bytes) else 0
+        if len(chunk) == CHUNK_ROWS or size > CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _rows(
+    source: SourceSettings, settings: DatasetSettings, taken: dict[str, int]
+) -> Iterator[tuple[str, RawRow]]:  # fmt: skip
+    """Rows with ids that no other row of the run has; ``taken`` counts how often a name was used for them."""
+    if source.name == "embedded":
+        yield from _embedded(settings, source)
+    elif is_file_name(source.name):
+        for url in find_files(source.name):
+            stem = _unique(url.rsplit("/", 1)[-1].rsplit(".", 1)[0], taken)
+            for index, row in enumerate(read_file(url)):
+                yield f"{stem}-{index:06d}", row
     else:
-        yield from _hub(settings)
+        stem = _unique(source.name.rsplit("/", 1)[-1], taken)
+        for index, row in enumerate(_hub(source)):
+            yield f"{stem}-{index:06d}", row
 
 
-def _embedded(settings: DatasetSettings) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _unique(stem: str, taken: dict[str, int]) -> str:
+    taken[stem] = taken.get(stem, 0) + 1
+    return stem if taken[stem] == 1 else f"{stem}~{taken[stem]}"
+
+
+def _embedded(settings: DatasetSettings, source: SourceSettings) -> Iterator[tuple[str, Mapping[str, Any]]]:
     assert settings.max_rows is not None
-    num_train = settings.max_rows - settings.num_test_rows - settings.num_unseen_tools_rows
+    num_rows = min(settings.max_rows, source.max_rows or settings.max_rows)
+    num_train = num_rows - settings.num_test_rows - settings.num_unseen_tools_rows
     for rows in (
         generate(split="train", num_rows=num_train, seed=settings.seed),
         generate(split="test", num_rows=settings.num_test_rows, seed=settings.seed),
@@ -75,50 +114,15 @@ def _embedded(settings: DatasetSettings) -> Iterator[tuple[str, Mapping[str, Any
             yield row["id"], row
 
 
-def _file(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | RowRejected]]:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        index = 0
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                yield f"{path.stem}-{index:06d}", row
-                index += 1
-    elif path.suffix == ".jsonl":
-        with path.open("rb") as file:
-            for index, line in enumerate(file):
-                if line.strip():
-                    yield f"{path.stem}-{index:06d}", _parse(line)
-    else:
-        try:
-            rows = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise DatasetNotFound(f"dataset.name={str(path)!r} is not JSON: {error}") from error
-        if not isinstance(rows, list):
-            raise DatasetNotFound(f"dataset.name={str(path)!r} must hold a list of rows, got {type(rows).__name__}")
-        for index, row in enumerate(rows):
-            is_row = isinstance(row, Mapping)
-            yield f"{path.stem}-{index:06d}", row if is_row else RowRejected("not_a_row", f"{str(row)[:120]}")
-
-
-def _parse(line: bytes) -> Mapping[str, Any] | RowRejected:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return RowRejected("not_json", f"{error}: {line[:120]!r}")
-    return row if isinstance(row, Mapping) else RowRejected("not_a_row", f"{line[:120]!r}")
-
-
-def _hub(settings: DatasetSettings) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _hub(source: SourceSettings) -> Iterator[Mapping[str, Any]]:
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(settings.name, settings.config, revision=settings.revision, split="train")
+        rows = load_dataset(source.name, source.config, revision=source.revision, split="train")
     except Exception as error:  # The library raises dozens of types for "not there"; all mean the same to the user.
         raise DatasetNotFound(
-            f"dataset.name={settings.name!r} (config {settings.config}, revision {settings.revision}) cannot be had "
+            f"dataset.sources={source.name!r} (config {source.config}, revision {source.revision}) cannot be had "
             f"from the hub: {type(error).__name__}: {error}\nCheck the name, HF_TOKEN and the network, or give a "
             "local file or 'embedded'"
         ) from error
-    for index, row in enumerate(rows):
-        yield str(row.get("id") or f"row-{index:06d}"), row
+    yield from rows

@@ -1,15 +1,14 @@
 """What all source formats share: a row read into a conversation, or the reason why it cannot be used."""
 
-import ast
-import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-import jsonschema
-import referencing
-
+from tasks.contracts.call_check import CallProblem, check_call
 from tasks.contracts.conversation import Call, Message, Tool
+from tasks.dataset.sources.literals import Repairs, read_value
 
 
 class RowRejected(ValueError):
@@ -48,81 +47,102 @@ def role_and_text(turn: Any) -> tuple[Any, str]:
     return turn.get("from"), turn["value"]
 
 
-def read_tools(value: Any) -> tuple[Tool, ...]:
-    """Tool definitions from JSON text, a list, one object or nothing, with or without the OpenAI wrapper."""
+def read_tools(value: Any, repairs: Repairs) -> tuple[Tool, ...]:
+    """Tool definitions from JSON text, a list, one object or nothing, with or without the OpenAI wrapper.
+
+    Equal texts give the very same tools, which are never changed: most datasets repeat them from row to row.
+    """
     if isinstance(value, str):
-        value = load_json(value, "bad_tools") if value.strip() else []
+        tools, used = _tools_in_text(value)
+        repairs.update(used)
+        return tools
+    return _tools(value)
+
+
+@lru_cache(maxsize=4096)
+def _tools_in_text(text: str) -> tuple[tuple[Tool, ...], Repairs]:
+    used: Repairs = Counter()
+    return _tools(load(text, "bad_tools", used) if text.strip() else []), used
+
+
+def _tools(value: Any) -> tuple[Tool, ...]:
     if value is None:
         value = []
-    tools = []
+    tools, names = [], set()
     for entry in value if isinstance(value, list) else [value]:
         tool = entry.get("function", entry) if isinstance(entry, Mapping) else None
-        if not isinstance(tool, Mapping) or not isinstance(tool.get("name"), str):
+        if not isinstance(tool, Mapping) or not isinstance(tool.get("name"), str) or not tool["name"].strip():
             raise RowRejected("bad_tools", f"not a tool definition: {str(entry)[:120]}")
         parameters = tool.get("parameters") or {"type": "object", "properties": {}}
         if not isinstance(parameters, Mapping):
             raise RowRejected("bad_tools", f"parameters of {tool['name']} are no schema: {str(parameters)[:120]}")
-        tools.append({"name": tool["name"], "description": tool.get("description", ""), "parameters": parameters})
+        if not isinstance(parameters.get("properties", {}), Mapping):
+            raise RowRejected("bad_tools", f"properties of {tool['name']} are no object: {str(parameters)[:120]}")
+        if tool["name"] in names:
+            raise RowRejected("bad_tools", f"{tool['name']} is defined twice")
+        names.add(tool["name"])
+        description = tool.get("description") or ""
+        if not isinstance(description, str):
+            raise RowRejected("bad_tools", f"description of {tool['name']} is no text: {str(description)[:120]}")
+        tools.append({"name": tool["name"], "description": description, "parameters": parameters})
     return tuple(tools)
 
 
-def read_call(value: Any) -> Call:
+def read_call(value: Any, repairs: Repairs) -> Call:
     """A call from ``{"name", "arguments"}``, whose arguments may be JSON text themselves."""
     if isinstance(value, str):
-        value = load_json(value, "bad_call")
+        value = load(value, "bad_call", repairs)
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         raise RowRejected("bad_call", f"not a call: {str(value)[:120]}")
     arguments = value.get("arguments", {})
     if isinstance(arguments, str):
-        arguments = load_json(arguments, "bad_call") if arguments.strip() else {}
+        arguments = load(arguments, "bad_call", repairs) if arguments.strip() else {}
     if not isinstance(arguments, Mapping):
         raise RowRejected("bad_call", f"arguments of {value['name']} are no object: {str(arguments)[:120]}")
     return Call(value["name"], dict(arguments))
 
 
-def load_json(text: str, reason: str) -> Any:
-    """JSON, or else a Python literal (some published rows are); never evaluated."""
+def load(text: str, reason: str, repairs: Repairs) -> Any:
+    """The JSON value that a text means, repaired where that is documented; raises RowRejected with ``reason``."""
     try:
-        return json.loads(text)
+        return read_value(text, repairs)
     except ValueError as error:
-        try:
-            return ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-            raise RowRejected(reason, f"neither JSON nor a literal ({error}): {text[:120]!r}") from error
+        raise RowRejected(reason, str(error)) from error
 
 
-def conversation(turns: Sequence[Message], tools: Sequence[Tool]) -> Conversation:
-    """The turns up to the last answer, every call checked.
+def conversation(turns: Sequence[Message], tools: Sequence[Tool], repairs: Repairs) -> Conversation:
+    """The turns up to the last answer, every call and the order of the turns checked.
 
     Raises:
-        RowRejected: there is no request or no answer, or a call does not fit the tools on offer.
+        RowRejected: there is no request or no answer, turns contradict each other, or a call does not fit its tools.
     """
     answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
     if not answers:
         raise RowRejected("no_answer", "the assistant never answers")
     if not any(turn.role == "user" and turn.content.strip() for turn in turns[: answers[0]]):
         raise RowRejected("no_request", "the assistant answers before the user asks")
+    last = answers[-1]
+    if last + 1 < len(turns):
+        repairs["turns_after_the_last_answer"] += 1
+    _check_order(turns[: last + 1])
     for position in answers:
         if not turns[position].calls and not turns[position].content.strip():
             raise RowRejected("empty_answer", "an answer is empty")
         for call in turns[position].calls:
-            check_call(call, tools)
-    last = answers[-1]
+            try:
+                check_call(call, tools)
+            except CallProblem as problem:
+                raise RowRejected(problem.code, problem.detail) from problem
     return Conversation(tuple(turns[:last]), tuple(tools), turns[last])
 
 
-def check_call(call: Call, tools: Sequence[Tool]) -> None:
-    """Refuse a call to a tool that is not offered or with arguments that its schema refuses."""
-    tool = next((tool for tool in tools if tool["name"] == call.name), None)
-    if tool is None:
-        raise RowRejected("undeclared_tool", f"{call.name} is not among {[t['name'] for t in tools]}")
-    schema = tool["parameters"]
-    if unknown := set(call.arguments) - set(schema.get("properties", {})):
-        raise RowRejected("unknown_argument", f"{call.name} has no parameter {sorted(unknown)}")
-    try:
-        # A registry that knows nothing: a remote "$ref" is an error, never a download.
-        jsonschema.Draft202012Validator(schema, registry=referencing.Registry()).validate(dict(call.arguments))
-    except jsonschema.ValidationError as error:
-        raise RowRejected("schema_mismatch", f"{call.name}: {error.message[:200]}") from error
-    except Exception as error:  # A broken schema fails in many ways inside the library; each is this row's fault.
-        raise RowRejected("bad_tools", f"schema of {call.name}: {type(error).__name__}: {str(error)[:200]}") from error
+def _check_order(turns: Sequence[Message]) -> None:
+    """Refuse turns that cannot follow each other."""
+    previous: Message | None = None
+    for turn in turns:
+        follows_call = previous is not None and (previous.role == "tool" or bool(previous.calls))
+        if turn.role == "tool" and not follows_call:
+            raise RowRejected("contradictory_turns", f"a tool's result that no call asked for: {turn.content[:120]!r}")
+        if turn.role == "assistant" and previous is not None and previous.role == "assistant":
+            raise RowRejected("contradictory_turns", f"two answers in a row: {turn.content[:120]!r}")
+        previous = turn

@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.contracts.conversation import Message
+from tasks.dataset.sources.literals import Repairs
 from tasks.dataset.sources.rows import (
     Conversation,
     RowRejected,
     conversation,
-    load_json,
+    load,
     read_call,
     read_tools,
     read_turns,
@@ -25,12 +26,13 @@ from tasks.dataset.sources.rows import (
 )
 
 
-def read(row: Mapping[str, Any]) -> Conversation:
+def read(row: Mapping[str, Any], repairs: Repairs) -> Conversation:
     """The conversation in a row; raises RowRejected."""
-    return conversation([_turn(turn) for turn in read_turns(row)], read_tools(row.get("tools")))
+    turns = [_turn(turn, repairs) for turn in read_turns(row)]
+    return conversation(turns, read_tools(row.get("tools"), repairs), repairs)
 
 
-def _turn(turn: Any) -> Message:
+def _turn(turn: Any, repairs: Repairs) -> Message:
     role, text = role_and_text(turn)
     if role == "system":
         return Message("system", text)
@@ -41,6 +43,7 @@ def _turn(turn: Any) -> Message:
     if role == "gpt":
         return Message("assistant", text)
     if role == "function_call":
-        value = load_json(text, "bad_call")
-        return Message("assistant", calls=tuple(read_call(c) for c in (value if isinstance(value, list) else [value])))
+        value = load(text, "bad_call", repairs)
+        calls = value if isinstance(value, list) else [value]
+        return Message("assistant", calls=tuple(read_call(call, repairs) for call in calls))
     raise RowRejected("unknown_role", f"{role!r}")

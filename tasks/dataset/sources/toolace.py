@@ -16,39 +16,37 @@ literals. Nothing is evaluated. The types ``dict``, ``float`` and ``int`` become
 """
 
 import ast
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from tasks.contracts.conversation import Call, Message
+from tasks.dataset.sources.literals import DECODER, MAX_LITERAL_CHARACTERS, Repairs, literal_node
 from tasks.dataset.sources.rows import Conversation, RowRejected, conversation, read_tools, read_turns, role_and_text
 
 TYPES = {"dict": "object", "float": "number", "int": "integer", "list": "array", "tuple": "array", "bool": "boolean",
          "str": "string"}  # fmt: skip
-WORDS = {"true": True, "false": False, "null": None}
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
-def read(row: Mapping[str, Any]) -> Conversation:
+def read(row: Mapping[str, Any], repairs: Repairs) -> Conversation:
     """The conversation in a row; raises RowRejected."""
     system, turns = row.get("system"), read_turns(row)
     if not isinstance(system, str):
         raise RowRejected(
             "bad_tools", f"the column system holds the tools and must be text, got {type(system).__name__}"
         )
-    tools = read_tools(_standard(_tools(system)))
+    tools = read_tools(_standard(_tools(system)), repairs)
     names = {tool["name"] for tool in tools}
-    return conversation([_turn(turn, names) for turn in turns], tools)
+    return conversation([_turn(turn, names) for turn in turns], tools, repairs)
 
 
 def _tools(system: str) -> Any:
     """The JSON list that the system text contains."""
-    decoder = json.JSONDecoder()
     start = system.find("[{")
     if start < 0:
         return []
     try:
-        return decoder.raw_decode(system, start)[0]
+        return DECODER.raw_decode(system, start)[0]
     except (ValueError, RecursionError) as error:
         raise RowRejected("bad_tools", f"{error}: {system[start : start + 120]!r}") from error
 
@@ -124,16 +122,11 @@ def _end(text: str, opening: int) -> int:
 def _arguments(text: str) -> dict[str, Any]:
     """``(a=1, b=[true])`` as a mapping; parsed, never evaluated."""
     try:
+        if len(text) > MAX_LITERAL_CHARACTERS:
+            raise ValueError(f"{len(text)} characters are too many for one call")
         call = ast.parse(f"_{text}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
+        if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
             raise ValueError("arguments must have names")
-        return {str(keyword.arg): ast.literal_eval(_Words().visit(keyword.value)) for keyword in call.keywords}
+        return {str(keyword.arg): literal_node(keyword.value) for keyword in call.keywords}
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError) as error:
         raise RowRejected("bad_call", f"{error}: {text[:120]!r}") from error
-
-
-class _Words(ast.NodeTransformer):
-    """JSON's true, false and null among Python's literals."""
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        return ast.Constant(WORDS[node.id]) if node.id in WORDS else node

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.contracts.conversation import Message
-from tasks.dataset.sources.rows import Conversation, RowRejected, conversation, load_json, read_call, read_tools
+from tasks.dataset.sources.literals import Repairs
+from tasks.dataset.sources.rows import Conversation, RowRejected, conversation, load, read_call, read_tools
 
 TYPES = {
     "str": "string", "string": "string", "int": "integer", "integer": "integer", "float": "number", "number": "number",
@@ -27,21 +28,21 @@ OPTIONAL = re.compile(r",\s*optional\b.*$", re.IGNORECASE | re.DOTALL)
 SEQUENCE = re.compile(r"^(list|tuple|set|array)\[(.*)\]$")
 
 
-def read(row: Mapping[str, Any]) -> Conversation:
+def read(row: Mapping[str, Any], repairs: Repairs) -> Conversation:
     """The conversation in a row; raises RowRejected."""
     query = row.get("query")
     if not isinstance(query, str) or not query.strip():
         raise RowRejected("no_request", "the column query is missing or empty")
-    answers = _list(row.get("answers"), "bad_call", "answers")
-    tools = [_tool(tool) for tool in _list(row.get("tools"), "bad_tools", "tools")]
+    answers = _list(row.get("answers"), "bad_call", "answers", repairs)
+    tools = [_tool(tool) for tool in _list(row.get("tools"), "bad_tools", "tools", repairs)]
     if not answers:
         raise RowRejected("no_answer", "the column answers holds no call, and the row no other answer")
-    reply = Message("assistant", calls=tuple(read_call(answer) for answer in answers))
-    return conversation([Message("user", query), reply], read_tools(tools))
+    reply = Message("assistant", calls=tuple(read_call(answer, repairs) for answer in answers))
+    return conversation([Message("user", query), reply], read_tools(tools, repairs), repairs)
 
 
-def _list(value: Any, reason: str, column: str) -> list[Any]:
-    value = load_json(value, reason) if isinstance(value, str) else value
+def _list(value: Any, reason: str, column: str, repairs: Repairs) -> list[Any]:
+    value = load(value, reason, repairs) if isinstance(value, str) else value
     if not isinstance(value, list):
         raise RowRejected(reason, f"the column {column} is no list: {str(value)[:120]}")
     return value
