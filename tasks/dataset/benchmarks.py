@@ -2,13 +2,14 @@
 
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tasks.dataset.features import Keys, normalised, runs
+from tasks.dataset.features import Keys, key, normalised, runs
 from tasks.dataset.sources.files import DatasetNotFound
 
 BFCL_PACKAGE = "bfcl_eval"
@@ -40,16 +41,26 @@ def find_benchmark(name: str) -> list[Path]:
     return found
 
 
-def benchmark_runs(names: tuple[str, ...], length: int) -> Keys:
-    """Keys of every run of ``length`` words that a benchmark asks.
+@dataclass(frozen=True)
+class Benchmarks:
+    """What benchmarks ask: keys of whole requests, and of runs of words in them."""
+
+    requests: Keys
+    runs: Keys
+
+
+def read_benchmarks(names: Sequence[str], length: int) -> Benchmarks:
+    """What the benchmarks ask, with runs of ``length`` words; shorter requests are found as a whole.
 
     Raises:
         DatasetNotFound: a benchmark is not there or is not JSON.
     """
-    found = [np.empty(0, np.uint64)]
-    for path in (path for name in names for path in find_benchmark(name)):
-        found += [runs(normalised(text).split(), length) for text in _asked(path)]
-    return np.unique(np.concatenate(found))
+    requests, found = [], [np.empty(0, np.uint64)]
+    for text in (text for name in names for path in find_benchmark(name) for text in _asked(path)):
+        words = normalised(text)
+        requests.append(key(words))
+        found.append(runs(words.split(), length))
+    return Benchmarks(np.unique(np.array(requests, np.uint64)), np.unique(np.concatenate(found)))
 
 
 def _asked(path: Path) -> Iterator[str]:

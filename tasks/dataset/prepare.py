@@ -21,7 +21,7 @@ from tasks.contracts.conversation import Example, Tool, example_from_record, exa
 from tasks.contracts.files import write_json
 from tasks.contracts.settings import DatasetSettings
 from tasks.dataset.augment import Augmenter, is_on
-from tasks.dataset.benchmarks import benchmark_runs
+from tasks.dataset.benchmarks import read_benchmarks
 from tasks.dataset.convert import Converter, Rejected, asked_of
 from tasks.dataset.packing import fill, pack
 from tasks.dataset.quality import Quality, write_quality
@@ -79,7 +79,7 @@ def prepare(
     pack_tokens = settings.packing_length_tokens
     with RowStore(work) as store:
         quality = _read(settings, family, tokenizer, num_workers, store, folder / "rejected.jsonl", on_progress)
-        benchmarks = benchmark_runs(settings.benchmarks, settings.decontaminate_words or 0)
+        benchmarks = read_benchmarks(settings.benchmarks, settings.decontaminate_words or 0)
         keyed = store.keyed
         choice = choose(keyed, settings, benchmarks)
         quality.left_out = choice.counts

@@ -44,7 +44,7 @@ EXPLAINED = {
     "beyond_the_source's_weight": "more than the source's share",
     "test_request_in_training": "its user asks what a test asks",
     "shares_words_with_the_test": "its user says dataset.decontaminate_words words in a row that a test row says",
-    "shares_words_with_a_benchmark": "the same with a benchmark",
+    "shares_words_with_a_benchmark": "the same with a benchmark, or its user asks just what that asks",
 }
 """Every reason in words."""
 

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.contracts.settings import DatasetSettings
+from tasks.dataset.benchmarks import Benchmarks
 from tasks.dataset.features import Keys, similarity
 from tasks.dataset.ragged import Array, Ragged, any_in
 
@@ -92,7 +93,7 @@ class Choice:
         return dict(sorted(Counter(self.reason.values()).items()))
 
 
-def choose(rows: Keyed, settings: DatasetSettings, benchmark_runs: Keys) -> Choice:
+def choose(rows: Keyed, settings: DatasetSettings, benchmarks: Benchmarks) -> Choice:
     """The slice of every row.
 
     Raises:
@@ -114,7 +115,7 @@ def choose(rows: Keyed, settings: DatasetSettings, benchmark_runs: Keys) -> Choi
         (UNSEEN_TOOLS, settings.num_unseen_tools_rows, BEYOND_UNSEEN),
     ):
         choice.leave_out(_in_order(np.flatnonzero(choice.slice == name), order)[limit:], reason)
-    _decontaminate(rows, settings, choice, benchmark_runs)
+    _decontaminate(rows, settings, choice, benchmarks)
     _limit_training(rows, settings, choice, order)
     if not (choice.slice == TRAIN).any() or not (choice.slice == TEST).any():
         sizes = {name: int((choice.slice == code).sum()) for name, code in SLICES.items()}
@@ -189,14 +190,15 @@ def _pairs(keys: Array, usable: npt.NDArray[np.bool_], rank: Array) -> list[tupl
     return list(zip(leaders[~starts_group].tolist(), members[~starts_group].tolist(), strict=True))
 
 
-def _decontaminate(rows: Keyed, settings: DatasetSettings, choice: Choice, benchmark_runs: Keys) -> None:
+def _decontaminate(rows: Keyed, settings: DatasetSettings, choice: Choice, benchmarks: Benchmarks) -> None:
     tested = np.flatnonzero(choice.slice > TRAIN).tolist()
     asked = {int(key): row for row in tested for key in rows.asked[row]}
     said = {int(key): row for row in tested for key in rows.word_runs[row]}
     for ragged, owners, wanted, reason in (
         (rows.requests, asked, np.fromiter(asked, np.uint64), ASKED_IN_TEST),
         (rows.word_runs, said, np.fromiter(said, np.uint64), SHARES_TEST),
-        (rows.word_runs, {}, benchmark_runs, SHARES_BENCHMARK),
+        (rows.requests, {}, benchmarks.requests, SHARES_BENCHMARK),
+        (rows.word_runs, {}, benchmarks.runs, SHARES_BENCHMARK),
     ):
         if not len(wanted) or (ragged is rows.word_runs and settings.decontaminate_words is None):
             continue

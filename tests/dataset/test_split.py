@@ -119,10 +119,25 @@ def test_a_benchmark_that_stands_in_the_training_is_found(tmp_path):
         f'{{"id": "a", "question": [[{{"role": "user", "content": "Please: {copied}!"}}]], "function": []}}\n'
         '{"id": "b", "question": [[{"role": "user", "content": "Something else."}]]}\n'
     )
+    with (tmp_path / "BFCL_x.json").open("a") as file:
+        file.write('{"id": "c", "question": "Weather in Oslo?"}\n')
+    short = weather_row("weather in oslo")
+    path = write_jsonl(tmp_path / "rows.jsonl", [*rows, short])
     result = prepared(tmp_path / "out", path, benchmarks=[str(tmp_path / "BFCL_x.json")])
     reasons = {line["id"]: line["reason"] for line in result.lines("left_out.jsonl")}
     assert reasons[taught.id] == "shares_words_with_a_benchmark"
-    assert list(reasons.values()).count("shares_words_with_a_benchmark") == 1
+    assert reasons["rows-000100"] == "shares_words_with_a_benchmark"
+    assert list(reasons.values()).count("shares_words_with_a_benchmark") == 2
+
+
+def test_the_questions_of_bfcl_are_read_off_its_package(tmp_path):
+    pytest.importorskip("bfcl_eval", reason="bfcl-eval is not installed; it carries the benchmark")
+    question = "Find the area of a triangle with a base of 10 units and height of 5 units."
+    rows = [*various_rows(100), *(weather_row(f"{text} {question}") for text in ("Please:", "Hello,", "Now"))]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    result = prepared(tmp_path / "out", path, benchmarks=["bfcl"], near_duplicates=None)
+    assert result.quality["rows"]["left_out"]["shares_words_with_a_benchmark"] >= 1
+    assert not any("area of a triangle" in example.request for example in result.train)
 
 
 def test_too_few_rows_are_refused_with_the_counts(tmp_path):
