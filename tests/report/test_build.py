@@ -2,27 +2,32 @@
 
 import json
 import re
+from collections import Counter
 
+import numpy as np
 import pytest
 
-from tasks.contracts.conversation import CATEGORIES, Call, Example, Message
+from tasks.contracts.conversation import Call, Example, Message
 from tasks.contracts.prediction import Prediction, Reading
 from tasks.contracts.settings import GateSettings
+from tasks.dataset.quality import Quality
 from tasks.evaluation.compare import compare
 from tasks.report.build import ReportInputs, build_report
 
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)> | `rm` \n# heading"
-QUALITY = {
-    "rows": {"read": 3, "train": 1, "test": 2, "unseen_tools": 0, "rejected": {"bad_call": 1}, "left_out": {}},
-    "categories": {name: dict.fromkeys(CATEGORIES, 0) for name in ("train", "test", "unseen_tools")},
-    "num_tools": {"train": 1, "test": 1, "unseen_tools": 0},
-    "tokens": {name: {"total": 1, "mean": 1, "max": 1} for name in ("train", "test", "unseen_tools")},
-    "overlap": {
-        "exact_duplicates": 0,
-        "test_requests_sharing_8_words_with_training": 0.25,
-        "unseen_tools_requests_sharing_8_words_with_training": 0.0,
-    },
-}
+SLICES = ("train", "test", "unseen_tools")
+# Made by what writes it, so that the page cannot fall behind it unnoticed.
+QUALITY = Quality(
+    read=3,
+    rejected=Counter({"bad_call": 1}),
+    left_out={},
+    repairs=Counter(),
+    sources={},
+    written=Counter({"train": 1, "test": 1}),
+    lengths={name: np.array([7]) for name in SLICES},
+    overlap={"words": 8, "exact_duplicates": 0, "test": 0.25, "unseen_tools": 0.0},
+    notes=["9 of dataset.num_test_rows=10"],
+).as_json()
 TRAINING = {
     "total_steps": 10,
     "world_size": 2,
@@ -62,6 +67,8 @@ def test_the_page_is_self_contained_and_runs_nothing_that_a_model_wrote(folder):
     assert "<img" not in page
     assert "&lt;script&gt;alert(1)" in page
     assert page.count("<script>") == 1
+    assert "sharing 8 words in a row with any training request: 25.0% (unseen tools: 0.0%)" in page
+    assert "9 of dataset.num_test_rows=10" in page
     loaded = re.findall(r"""(?:src|href)\s*=\s*["']([^"'#][^"']*)""", page)
     assert [url for url in loaded if not url.startswith("data:")] == []
     assert "default-src 'none'" in page
