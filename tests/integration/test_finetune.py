@@ -1,13 +1,19 @@
 """The whole flow on a small scale: real servers, real torchrun, the real model."""
 
+import json
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
 
 from flows.local_stack import REPOSITORY
 from tasks.contracts.files import read_json
+from tests.dataset.reading import write_jsonl
+from tests.dataset.test_prepare import as_format
+from tests.dataset.test_split import various_rows
 from tests.integration.finetune_process import STAGES, finish, mlflow_statuses, prefect_states, start
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
@@ -70,15 +76,27 @@ def test_answers_shuffled_between_requests_teach_nothing_and_the_rest_is_reused(
     assert comparison["statement"].startswith("No improvement")
 
 
-def test_the_original_compared_with_itself_is_no_improvement(first_run, storage, stack):
-    code, output = finish(
-        start(storage, stack, "itself", inference__adapter="none", training__max_steps_per_epoch=2)
-    )  # fmt: skip
+def test_the_original_compared_with_itself_is_no_improvement_on_rows_from_several_files(storage, stack, tmp_path):
+    """Two files of the user's own, of other kinds and formats, mixed."""
+    rows = various_rows(300)
+    (tmp_path / "folder").mkdir()
+    write_jsonl(tmp_path / "folder" / "rows.jsonl", rows[:200])
+    pq.write_table(pa.Table.from_pylist([_as_hermes(row) for row in rows[200:]]), tmp_path / "more.parquet")
+    sources = [{"name": str(tmp_path / "folder"), "weight": 2}, {"name": str(tmp_path / "more.parquet"), "weight": 1}]
+    settings = {"inference__adapter": "none", "training__max_steps_per_epoch": 2, "dataset__unseen_tools_share": 0.2}
+    code, output = finish(start(storage, stack, "itself", dataset__sources=json.dumps(sources), **settings))
     assert code == 3, output
+    quality = read_json(storage / "runs" / "itself" / "dataset" / "quality.json")
+    assert [counts["taught"] for counts in quality["sources"].values()] == [16, 8]
     comparison = read_json(storage / "runs" / "itself" / "report" / "comparison.json")
     primary = comparison["groups"][0]["paired"]
     assert (primary["difference"], primary["p_value"]) == (0, 1)
     assert not comparison["is_improvement"]
+
+
+def _as_hermes(row):
+    request, call = row["messages"][0]["content"], row["messages"][1]["tool_calls"][0]["function"]
+    return as_format("hermes", request, row["tools"][0]["function"], call)
 
 
 def test_settings_that_cannot_be_used_are_all_reported_and_nothing_starts(storage, stack):
