@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
-MAX_OBJECTS = 4096
+MAX_OBJECTS = 1024
 
 
 def by_identity(function: Callable[[Argument], Result]) -> Callable[[Argument], Result]:

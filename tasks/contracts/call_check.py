@@ -1,6 +1,7 @@
 """Whether a call fits the tools on offer: JSON Schema, never following a reference out of the schema."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jsonschema
@@ -8,6 +9,12 @@ import referencing
 
 from tasks.contracts.by_identity import by_identity
 from tasks.contracts.conversation import Call, Tool
+
+MAX_SCHEMA_DEPTH = 24
+MAX_SCHEMA_PARTS = 2000
+MAX_ENUM = 500
+MAX_ARGUMENTS_CHARACTERS = 32_000
+"""Of a call's arguments as JSON; checking takes time by their product with the schema."""
 
 
 class CallProblem(ValueError):
@@ -23,19 +30,19 @@ def check_call(call: Call, tools: Sequence[Tool]) -> None:
 
     Raises:
         CallProblem: ``undeclared_tool``, ``missing_argument``, ``unknown_argument``, ``schema_mismatch``, or ``bad_tools``
-            where the schema itself cannot be used.
+            where the schema itself cannot be used, ``call_too_large``.
     """
     tool = next((tool for tool in tools if tool["name"] == call.name), None)
     if tool is None:
         raise CallProblem("undeclared_tool", f"{call.name} is not among {[t['name'] for t in tools]}")
     schema = tool["parameters"]
     properties = schema.get("properties", {})
-    if not isinstance(properties, Mapping):
-        raise CallProblem("bad_tools", f"properties of {call.name} are no object: {str(properties)[:120]}")
+    if (size := len(json.dumps(call.arguments))) > MAX_ARGUMENTS_CHARACTERS:
+        limit = MAX_ARGUMENTS_CHARACTERS
+        raise CallProblem("call_too_large", f"the arguments of {call.name} have {size} characters, at most {limit}")
     if unknown := set(call.arguments) - set(properties):
         raise CallProblem("unknown_argument", f"{call.name} has no parameter {sorted(unknown)}")
-    required = schema.get("required", [])
-    if isinstance(required, list) and (missing := [n for n in required if n not in call.arguments]):
+    if missing := [name for name in schema.get("required", []) if name not in call.arguments]:
         raise CallProblem("missing_argument", f"{call.name} needs {missing}")
     try:
         _validator(schema).validate(dict(call.arguments))
@@ -48,13 +55,98 @@ def check_call(call: Call, tools: Sequence[Tool]) -> None:
 @by_identity
 def _validator(schema: Mapping[str, Any]) -> Any:
     # A registry that knows nothing: a remote "$ref" is an error, never a download.
-    return _WithoutPatterns(schema, registry=referencing.Registry())
+    return jsonschema.Draft202012Validator(bounded(schema), registry=referencing.Registry())
 
 
-def _not_checked(*_: Any) -> None:
-    """A regular expression out of the data can take hours on a short text, so none is ever run."""
+def bounded(schema: Any) -> Any:
+    """The schema without what could take hours to check: regular expressions out of the data, and pairs of items."""
+    if isinstance(schema, list):
+        return [bounded(entry) for entry in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    dropped = {
+        "pattern",
+        "uniqueItems",
+        "unevaluatedProperties",
+        "unevaluatedItems",
+        "patternProperties",
+        "propertyNames",
+    }
+    if "patternProperties" in schema:
+        # It would refuse what only the dropped patterns allow.
+        dropped = dropped | {"additionalProperties"}
+    kept = {key: value for key, value in schema.items() if key not in dropped}
+    # The names of parameters are no keywords.
+    named = {"properties", "$defs", "definitions"}
+    return {
+        key: {name: bounded(part) for name, part in value.items()}
+        if key in named and isinstance(value, Mapping)
+        else bounded(value)
+        for key, value in kept.items()
+    }
 
 
-_WithoutPatterns = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
-    jsonschema.Draft202012Validator, {"pattern": _not_checked, "patternProperties": _not_checked}
-)
+def check_schema(schema: Mapping[str, Any]) -> None:
+    """Refuse a schema of parameters that is none, or that could take very long to check or to write.
+
+    Raises:
+        ValueError: saying what is wrong.
+    """
+    _Walk(schema).size(schema, 0)
+
+
+class _Walk:
+    """How much work a schema is, with every local reference followed."""
+
+    def __init__(self, root: Mapping[str, Any]) -> None:
+        self._root = root
+        self._sizes: dict[str, int | None] = {}
+
+    def size(self, schema: Any, depth: int) -> int:
+        if not isinstance(schema, Mapping):
+            raise ValueError(f"a schema must be an object, got {str(schema)[:80]}")
+        if depth > MAX_SCHEMA_DEPTH:
+            raise ValueError(f"nested deeper than {MAX_SCHEMA_DEPTH}")
+        required, enum, type_ = schema.get("required", []), schema.get("enum", []), schema.get("type", "any")
+        if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+            raise ValueError(f"required must be a list of names, got {str(required)[:80]}")
+        if not isinstance(enum, list) or len(enum) > MAX_ENUM:
+            raise ValueError(f"enum must be a list of at most {MAX_ENUM}, got {str(enum)[:80]}")
+        if not (isinstance(type_, str) or (isinstance(type_, list) and all(isinstance(t, str) for t in type_))):
+            raise ValueError(f"type must be a name or a list of names, got {str(type_)[:80]}")
+        total = 1 + sum(self.size(part, depth + 1) for part in self._parts(schema))
+        if "$ref" in schema:
+            total += self._referred(schema["$ref"], depth)
+        if total > MAX_SCHEMA_PARTS:
+            raise ValueError(f"more than {MAX_SCHEMA_PARTS} parts")
+        return total
+
+    def _parts(self, schema: Mapping[str, Any]) -> Iterator[Any]:
+        for key in ("properties", "$defs", "definitions"):
+            parts = schema.get(key, {})
+            if not isinstance(parts, Mapping):
+                raise ValueError(f"{key} must be an object, got {str(parts)[:80]}")
+            yield from parts.values()
+        for key in {"items", "not", "additionalProperties"} & schema.keys():
+            # Here the two words for "anything" and "nothing" are common.
+            if not (key == "additionalProperties" and isinstance(schema[key], bool)):
+                yield schema[key]
+        for key in ("allOf", "anyOf", "oneOf"):
+            parts = schema.get(key, [])
+            if not isinstance(parts, list):
+                raise ValueError(f"{key} must be a list, got {str(parts)[:80]}")
+            yield from parts
+
+    def _referred(self, reference: Any, depth: int) -> int:
+        if not isinstance(reference, str) or not reference.startswith("#/"):
+            raise ValueError(f"$ref may only point into the schema itself, got {str(reference)[:80]}")
+        if reference not in self._sizes:
+            self._sizes[reference] = None
+            target: Any = self._root
+            for part in reference[2:].split("/"):
+                target = target.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(target, Mapping) else None
+            self._sizes[reference] = self.size(target, depth + 1)
+        size = self._sizes[reference]
+        if size is None:
+            raise ValueError(f"$ref {reference[:80]} refers to itself")
+        return size

@@ -4,6 +4,7 @@ The Prefect UI makes its form of this module: each field's title, default, unit 
 else. Model and dataset have no default, because no default is right for anyone's own case.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -71,6 +72,10 @@ class SourceSettings(Settings):
 
     @model_validator(mode="after")
     def _embedded_is_hermes(self) -> Self:
+        if re.match(r"\w+://[^/]*@", self.name):
+            raise ValueError("a URL with a name or password in it: credentials belong in the environment")
+        if (self.config or self.revision) and "://" in self.name:
+            raise ValueError(f"config and revision are of datasets on the hub, not of {self.name!r}")
         if self.name == "embedded" and self.format not in ("auto", "hermes"):
             raise ValueError(f"the embedded dataset is in format hermes, not {self.format}")
         return self
@@ -115,7 +120,8 @@ class DatasetSettings(Settings):
     """Share of conversations on the test side. A conversation's side depends on its first request and the seed alone: it
     stays where it is when other rows are added, and rows of the test side never teach."""
     unseen_tools_share: float = Field(default=0.1, gt=0, lt=1)
-    """Share of tools held out for `num_unseen_tools_rows`, by their names and the seed alone."""
+    """Share of tools held out for `num_unseen_tools_rows`, by their names and the seed alone. Rows that offer such tools beside
+    others are used nowhere: many of them, where few tools stand in most rows."""
     test_turns: Literal["first_call", "every_call"] = "first_call"
     """What of a test conversation is asked: its first answer that makes a call, or each of them (then requests of one
     conversation are not independent of each other)."""

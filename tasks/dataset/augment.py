@@ -11,10 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tasks.contracts.conversation import Call, Example, Message, Tool, example_from_record, example_to_record
+from tasks.contracts.conversation import (
+    Call,
+    Example,
+    Message,
+    Tool,
+    cut_at_calls,
+    example_from_record,
+    example_to_record,
+)
 from tasks.contracts.settings import AugmentationSettings, DatasetSettings
 from tasks.dataset.rendering.encode import Encoded, Encoder
 from tasks.dataset.rendering.family import Family, segments_of
+
+PLAIN_KEYWORDS = {"type", "properties", "required", "additionalProperties", "description", "title"}
 
 
 def is_on(settings: AugmentationSettings) -> bool:
@@ -42,13 +52,18 @@ class Augmenter:
             for example in augment(original, self._settings, self._pool):
                 encoded = self._encode(example)
                 if len(encoded[0]) <= self._settings.max_length_tokens:
-                    result.append((example_to_record(example), encoded))
+                    result.append((_record(example), encoded))
                 elif example.id == original.id:
-                    result.append((example_to_record(original), self._encode(original)))
+                    result.append((_record(original), self._encode(original)))
         return result
 
     def _encode(self, example: Example) -> Encoded:
         return self._encoder.conversation(segments_of(self._family, example))
+
+
+def _record(example: Example) -> dict[str, str]:
+    # The category of a conversation is that of what a test would ask of it.
+    return example_to_record(example) | {"category": cut_at_calls(example)[0].category}
 
 
 def augment(example: Example, settings: DatasetSettings, pool: Sequence[Tool]) -> list[Example]:
@@ -71,26 +86,36 @@ def augment(example: Example, settings: DatasetSettings, pool: Sequence[Tool]) -
 def mask_names(example: Example, draw: random.Random) -> Example:
     """Functions and their parameters renamed throughout the conversation, descriptions left as they are.
 
-    Tool results are left as well: they are text of the tool's own.
+    Tool results are left as well: they are text of the tool's own. A conversation whose system message names a function, or
+    whose schemas refer to parameters by name outside ``properties`` and ``required``, is left as it is.
     """
+    names = [tool["name"] for tool in example.tools]
+    told = " ".join(message.content for message in example.messages if message.role == "system")
+    if any(name in told for name in names) or any(tool["parameters"].keys() - PLAIN_KEYWORDS for tool in example.tools):
+        return example
     functions = {tool["name"]: f"function_{number}" for tool, number in _numbered(example.tools, draw)}
     parameters: dict[str, dict[str, str]] = {}
     tools = []
     for tool in example.tools:
         schema = tool["parameters"]
         properties = schema.get("properties", {})
-        names = {name: f"parameter_{number}" for name, number in _numbered(list(properties), draw)}
-        parameters[tool["name"]] = names
+        names_of = {name: f"parameter_{number}" for name, number in _numbered(list(properties), draw)}
+        parameters[tool["name"]] = names_of
         masked = dict(schema)
         if properties:
-            masked["properties"] = {names[name]: value for name, value in properties.items()}
+            # A title repeats the name.
+            masked["properties"] = {
+                names_of[name]: {key: part for key, part in value.items() if key != "title"}
+                for name, value in properties.items()
+            }
+            masked.pop("title", None)
         if isinstance(schema.get("required"), list):
-            masked["required"] = [names.get(name, name) for name in schema["required"]]
+            masked["required"] = [names_of.get(name, name) for name in schema["required"]]
         tools.append({**tool, "name": functions[tool["name"]], "parameters": masked})
 
     def rename(call: Call) -> Call:
-        names = parameters[call.name]
-        return Call(functions[call.name], {names[name]: value for name, value in call.arguments.items()})
+        renamed = parameters[call.name]
+        return Call(functions[call.name], {renamed[name]: value for name, value in call.arguments.items()})
 
     messages = tuple(replace(m, calls=tuple(map(rename, m.calls))) for m in example.messages)
     return replace(example, tools=tuple(tools), messages=messages, expected=tuple(map(rename, example.expected)))

@@ -64,13 +64,16 @@ def read_benchmarks(names: Sequence[str], length: int) -> Benchmarks:
 
 
 def _asked(path: Path) -> Iterator[str]:
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DatasetNotFound(f"dataset.benchmarks: {path} is not UTF-8: {error}") from error
     try:
         values = [json.loads(text)]
     except ValueError:
         # BFCL's .json files hold a row a line.
         try:
-            values = [json.loads(line) for line in text.splitlines() if line.strip()]
+            values = [json.loads(line) for line in text.split("\n") if line.strip()]
         except ValueError as error:
             raise DatasetNotFound(f"dataset.benchmarks: {path} is neither JSON nor JSONL: {error}") from error
     for value in values:

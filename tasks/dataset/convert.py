@@ -15,7 +15,7 @@ from tasks.contracts.conversation import Example, Tool, calls_in, cut_at_calls, 
 from tasks.contracts.settings import DatasetSettings
 from tasks.dataset.features import NUM_BANDS, bands, key, normalised, runs, shingles
 from tasks.dataset.ragged import ragged_column
-from tasks.dataset.rendering.encode import Encoder
+from tasks.dataset.rendering.encode import Encoder, EncodingDiffers
 from tasks.dataset.rendering.family import Family, segments_of
 from tasks.dataset.sources.files import RawRow, parse
 from tasks.dataset.sources.formats import FORMATS
@@ -46,6 +46,8 @@ SCHEMA = pa.schema(
         ("answer_spans", pa.list_(pa.int32())),
     ]
 )
+MAX_CHARACTERS_PER_TOKEN = 256
+"""No token of any tokenizer known here stands for more."""
 NUM_CHECKED = 2
 """Rows of each chunk whose tokens are held against the tokenizers library's own."""
 _NO_KEYS = np.empty(0, np.uint64)
@@ -104,6 +106,16 @@ class Converter:
             except RowRejected as error:
                 rejected.append(Rejected(row_id, source.title, error.reason, error.detail, _shown(raw)))
                 continue
+            except EncodingDiffers:
+                raise
+            except (
+                Exception
+            ) as error:  # Whatever one row does to a reader, a schema or a format: the others are not lost for it.
+                detail = (
+                    f"{type(error).__name__}: {str(error)[:300]}; this is a fault of the reader, please report the row"
+                )
+                rejected.append(Rejected(row_id, source.title, "reader_failed", detail, _shown(raw)))
+                continue
             repairs.update(used)
             row["source_index"] = chunk.source
             row["fixed_slice"] = _embedded_slice(example.id) if source.name == "embedded" else ""
@@ -113,11 +125,15 @@ class Converter:
 
     def _tokens(self, example: Example, *, is_checked: bool) -> dict[str, Any]:
         segments = segments_of(self._family, example)
+        limit = self._settings.max_length_tokens
+        if (num_characters := sum(len(segment.text) for segment in segments)) > limit * MAX_CHARACTERS_PER_TOKEN:
+            raise RowRejected(
+                "too_long", f"{num_characters} characters, which are over dataset.max_length_tokens={limit}"
+            )
         if is_checked:
             self._encoder.check(segments)
         ids, spans = self._encoder.conversation(segments)
-        if len(ids) > self._settings.max_length_tokens:
-            limit = self._settings.max_length_tokens
+        if len(ids) > limit:
             raise RowRejected("too_long", f"{len(ids)} tokens, dataset.max_length_tokens={limit}")
         return {"input_ids": ids, "answer_spans": spans}
 
@@ -126,18 +142,18 @@ class Converter:
         tools, tools_keys = _tool_names(example.tools)
         run_length = self._settings.decontaminate_words
         word_runs = [runs(text.split(), run_length) for text in said] if run_length else []
-        shingled = _NO_KEYS
-        if self._settings.near_duplicates:
-            calls = [f"{call.name} {json.dumps(call.arguments)}" for turn in calls_in(example) for call in turn]
-            shingled = shingles(normalised(" ".join([*said, *calls])).split())
+        calls = [f"{call.name} {json.dumps(call.arguments, sort_keys=True)}" for t in calls_in(example) for call in t]
+        is_wanted = bool(self._settings.near_duplicates)
+        shingled = shingles(normalised(" ".join([*said, *calls])).split()) if is_wanted else _NO_KEYS
         return {
-            "opening": key(said[0] if said else ""),
-            "exact": key("\0".join([*said, "", *tools])),
+            "opening": key(said[0]),
+            "exact": key("\0".join([*said, "", *tools, "", *calls])),
             "bands": bands(shingled),
             "shingles": shingled,
             "tools_keys": tools_keys,
-            "requests": [key(text) for text in said],
-            "asked": [key(normalised(test.request)) for test in asked],
+            # Signs alone ("...") are no request that could be known from elsewhere.
+            "requests": [key(text) for text in said if text],
+            "asked": [key(text) for test in asked if (text := normalised(test.request))],
             "word_runs": np.unique(np.concatenate(word_runs)) if word_runs else _NO_KEYS,
         }
 
@@ -165,7 +181,9 @@ def _batch(columns: Mapping[str, list[Any]]) -> pa.RecordBatch:
 
 def _example(row_id: str, conversation: Conversation, source: str) -> Example:
     reply = conversation.reply
-    return Example(row_id, conversation.messages, conversation.tools, reply.calls, reply.content, source, "train")
+    # Without its folder: the same file elsewhere makes the same dataset.
+    label = source.rstrip("/").rsplit("/", 1)[-1]
+    return Example(row_id, conversation.messages, conversation.tools, reply.calls, reply.content, label, "train")
 
 
 def _record(example: Example, category: str) -> dict[str, Any]:

@@ -22,13 +22,13 @@ _NUM_HASHES = NUM_BANDS * ROWS_PER_BAND
 _rng = np.random.Generator(np.random.PCG64(20))
 _MULTIPLIERS = _rng.integers(1, 1 << 63, _NUM_HASHES, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 _ADDENDS = _rng.integers(0, 1 << 63, _NUM_HASHES, dtype=np.uint64)
-_BETWEEN_WORDS = re.compile(r"[\W_]+")
+_BETWEEN_WORDS = re.compile(r"""[\s.,;:!?"'()\[\]{}_`\u00b4\u2018-\u201f\u2026\u00a1\u00bf\u3002\uff0c\uff1f]+""")
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
 
 
 def normalised(text: str) -> str:
-    """A text without case, punctuation and runs of white space."""
+    """A text without case, punctuation and runs of white space. Signs that mean something stay: ``5 - 3``, ``C++``."""
     return _BETWEEN_WORDS.sub(" ", text.lower()).strip()
 
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import platform
 import re
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from tasks.contracts.settings import DatasetSettings, SourceSettings
 from tasks.dataset.benchmarks import find_benchmark
 from tasks.dataset.sources.files import find_files, is_file_name
 
-LIBRARIES = ("transformers", "tokenizers", "pyarrow", "datasets")
+LIBRARIES = ("transformers", "tokenizers", "pyarrow", "datasets", "jsonschema", "numpy")
+CONTRACTS = ("by_identity.py", "call_check.py", "conversation.py", "settings.py")
 WITHOUT_EFFECT = {"num_workers"}
 """Settings that change how fast the dataset is made, and nothing in it."""
 
@@ -24,6 +26,7 @@ def dataset_digest(settings: DatasetSettings, model_identity: str | None, family
         return None
     folder = Path(__file__).parent
     code = [path for path in folder.rglob("*") if path.suffix in (".py", ".yaml")]
+    code += [folder.parent / "contracts" / name for name in CONTRACTS]
     benchmarks = [path for name in settings.benchmarks for path in find_benchmark(name)]
     return digest_of(
         {
@@ -32,7 +35,8 @@ def dataset_digest(settings: DatasetSettings, model_identity: str | None, family
             "benchmarks": digest_of_files(benchmarks, Path(os.path.commonpath(benchmarks))) if benchmarks else None,
             "model": model_identity,
             "family": family,
-            "code": digest_of_files(code, folder),
+            "code": digest_of_files(code, folder.parent),
+            "python": platform.python_version(),
             "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         }
     )

@@ -9,6 +9,7 @@ counted in words instead of tokens. Exit status: 0 rows would be kept, 1 none wo
 """
 
 import argparse
+import io
 import json
 import shutil
 import sys
@@ -22,6 +23,7 @@ from tasks.contracts.settings import DatasetSettings
 from tasks.dataset.prepare import prepare, read_examples
 from tasks.dataset.quality import EXPLAINED
 from tasks.dataset.rendering.family import FAMILIES, Family, detect_family, family_for, prompt_text
+from tasks.dataset.sources.formats import FORMATS
 
 NUM_SHOWN = 2
 SHOWN_CHARACTERS = 2000
@@ -29,6 +31,10 @@ SHOWN_CHARACTERS = 2000
 
 def inspect(argv: Sequence[str]) -> int:
     """The command; returns its exit status."""
+    # Rows hold what no terminal can show, as lone halves of a sign.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     arguments = _parse(argv)
     try:
         settings = _settings(arguments)
@@ -42,9 +48,9 @@ def inspect(argv: Sequence[str]) -> int:
         if any(folder.iterdir()):
             print(f"error: --keep {folder} is not empty; name a new folder", file=sys.stderr)
             return 2
-        prepare(
-            settings, family, tokenizer, folder, lambda rows: print(f"{rows} rows read", file=sys.stderr, flush=True)
-        )
+        tokenizer_file = folder / "tokenizer.json"
+        tokenizer.save(str(tokenizer_file))
+        prepare(settings, family, tokenizer_file, folder, _tell, may_be_empty=True)
         print((folder / "quality.md").read_text().replace("tokens", unit))
         _show(folder, family)
     except (ValueError, RuntimeError, OSError) as error:
@@ -80,6 +86,10 @@ def _family(arguments: argparse.Namespace) -> tuple[Family, Any, str]:
     return FAMILIES[arguments.family or "qwen2_5"], words, "words"
 
 
+def _tell(num_rows: int) -> None:
+    print(f"{num_rows} rows read", file=sys.stderr, flush=True)
+
+
 def _show(folder: Path, family: Family) -> None:
     """Examples of what would not be used by reason, and one conversation as the model would see it."""
     for title, name in (("Rejected", "rejected.jsonl"), ("Left out", "left_out.jsonl")):
@@ -93,10 +103,13 @@ def _show(folder: Path, family: Family) -> None:
                     rows.append(f"  {row['id']} {why}")
         for reason, rows in shown.items():
             print(f"{title}: {reason} ({EXPLAINED[reason]}), as", *rows, sep="\n")
-    example = read_examples(folder / "train.parquet")[0]
+    examples = [*read_examples(folder / "train.parquet"), *read_examples(folder / "test.parquet")]
+    if not examples:
+        return
+    example = examples[0]
     text = prompt_text(family, example) + family.answer(example.reply)
     cut = f"\n... ({len(text)} characters)" if len(text) > SHOWN_CHARACTERS else ""
-    print(f"\nThe first training row, {example.id}, as the model would see it:\n\n{text[:SHOWN_CHARACTERS]}{cut}")
+    print(f"\n{example.id}, as the model would see it:\n\n{text[:SHOWN_CHARACTERS]}{cut}")
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -108,7 +121,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "source", nargs="+", help="a .jsonl, .json, .parquet or .csv file, a folder, a URL, or a hub id"
     )
-    parser.add_argument("--format", default="auto", help="of the rows (default: read off the first ones)")
+    parser.add_argument(
+        "--format", default="auto", choices=["auto", *FORMATS], help="of the rows (default: read off the first ones)"
+    )
     parser.add_argument("--model", help="local folder of a model whose tokens are counted")
     parser.add_argument(
         "--family", choices=sorted(FAMILIES), help="conversation format (default: the model's, or qwen2_5)"

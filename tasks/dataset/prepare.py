@@ -8,7 +8,8 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from tasks.dataset.row_store import RowStore, Tokens
 from tasks.dataset.sources.files import DatasetNotFound
 from tasks.dataset.sources.formats import FORMATS
 from tasks.dataset.sources.read import read_chunks
-from tasks.dataset.split import SLICES, TEST, TRAIN, UNSEEN_TOOLS, Choice, Keyed, choose, shuffled
+from tasks.dataset.split import SLICES, TEST, TRAIN, UNSEEN_TOOLS, Choice, Keyed, check_not_empty, choose, shuffled
 from tasks.dataset.workers import ordered_map
 
 IGNORED = -100
@@ -62,12 +63,15 @@ def prepare(
     tokenizer: Path,
     folder: Path,
     on_progress: Callable[[int], None] = lambda num_rows: None,
+    *,
+    may_be_empty: bool = False,
 ) -> dict[str, Any]:
     """Write the prepared dataset into ``folder``, its manifest last, and return the manifest.
 
     Args:
         tokenizer: a ``tokenizer.json``.
         on_progress: told every few seconds how many rows have been read.
+        may_be_empty: for a look at a few rows: no error where nothing is left to train on or to test with.
 
     Raises:
         DatasetNotFound: a source is not there, or no row of any is usable.
@@ -77,11 +81,14 @@ def prepare(
     work.mkdir(parents=True)
     num_workers = settings.num_workers or min(os.cpu_count() or 1, MAX_WORKERS)
     pack_tokens = settings.packing_length_tokens
-    with RowStore(work) as store:
+    # First: a benchmark that is not there is known before hours of reading.
+    benchmarks = read_benchmarks(settings.benchmarks, settings.decontaminate_words or 0)
+    with removed_at_the_end(work), RowStore(work) as store:
         quality = _read(settings, family, tokenizer, num_workers, store, folder / "rejected.jsonl", on_progress)
-        benchmarks = read_benchmarks(settings.benchmarks, settings.decontaminate_words or 0)
         keyed = store.keyed
         choice = choose(keyed, settings, benchmarks)
+        if not may_be_empty:
+            check_not_empty(choice, settings)
         quality.left_out = choice.counts
         quality.notes = _shortfalls(settings, choice)
         for index, source in enumerate(quality.sources.values()):
@@ -93,7 +100,6 @@ def prepare(
         quality.lengths = {name: store.tokens.ids.lengths[choice.slice == code] for name, code in SLICES.items()}
         quality.lengths["train"] = lengths
         quality.overlap = _overlap(keyed, choice, settings)
-    shutil.rmtree(work)
     if pack_tokens is not None:
         quality.packing = _write_packs(lengths, pack_tokens, folder / "packs.arrow")
     write_quality(quality, folder)
@@ -105,6 +111,15 @@ def prepare(
     }
     write_json(folder / "manifest.json", manifest)
     return manifest
+
+
+@contextmanager
+def removed_at_the_end(folder: Path) -> Iterator[None]:
+    """A folder that does not outlive the block, however that ends."""
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -292,9 +307,10 @@ def _overlap(keyed: Keyed, choice: Choice, settings: DatasetSettings) -> dict[st
         return keys[found]
 
     asked = [*keys_of("asked", TEST), *keys_of("asked", UNSEEN_TOOLS)]
+    known = shared("asked", asked)
     result: dict[str, Any] = {
         "words": settings.decontaminate_words,
-        "exact_duplicates": sum(bool(np.isin(keys, shared("asked", asked)).any()) for keys in asked),
+        "exact_duplicates": sum(bool(np.isin(keys, known).any()) for keys in asked),
     }
     for name, code in (("test", TEST), ("unseen_tools", UNSEEN_TOOLS)) if settings.decontaminate_words else ():
         runs = keys_of("word_runs", code)

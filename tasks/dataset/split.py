@@ -14,7 +14,7 @@ rows that are alike, never on how many others there are, except where a limit of
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,8 @@ from tasks.dataset.features import Keys, similarity
 from tasks.dataset.ragged import Array, Ragged, any_in
 
 OUT, TRAIN, TEST, UNSEEN_TOOLS = -1, 0, 1, 2
+MAX_COMPARED = 16
+"""Rows of a group of likely duplicates that each further one is measured against."""
 SLICES = {"train": TRAIN, "test": TEST, "unseen_tools": UNSEEN_TOOLS}
 
 EXACT = "exact_duplicate"
@@ -97,7 +99,7 @@ def choose(rows: Keyed, settings: DatasetSettings, benchmarks: Benchmarks) -> Ch
     """The slice of every row.
 
     Raises:
-        ValueError: nothing is left to train on, or nothing to test with.
+        ValueError: a source with a weight has no rows.
     """
     seed = settings.seed
     order = _hashed(rows.opening, seed, "order")
@@ -105,11 +107,11 @@ def choose(rows: Keyed, settings: DatasetSettings, benchmarks: Benchmarks) -> Ch
     slice_ = np.where(rows.fixed == OUT, slice_, rows.fixed)
     choice = Choice(slice_, {}, {})
     _hold_out_tools(rows, settings, choice)
-    _drop_duplicates(rows, settings, choice, order)
     for index, source in enumerate(settings.sources):
         if source.max_rows is not None:
             of_source = _in_order(np.flatnonzero((choice.slice != OUT) & (rows.source == index)), order, rows.fixed)
             choice.leave_out(of_source[source.max_rows :], BEYOND_SOURCE)
+    _drop_duplicates(rows, settings, choice, order)
     for name, limit, reason in (
         (TEST, settings.num_test_rows, BEYOND_TEST),
         (UNSEEN_TOOLS, settings.num_unseen_tools_rows, BEYOND_UNSEEN),
@@ -117,14 +119,18 @@ def choose(rows: Keyed, settings: DatasetSettings, benchmarks: Benchmarks) -> Ch
         choice.leave_out(_in_order(np.flatnonzero(choice.slice == name), order)[limit:], reason)
     _decontaminate(rows, settings, choice, benchmarks)
     _limit_training(rows, settings, choice, order)
-    if not (choice.slice == TRAIN).any() or not (choice.slice == TEST).any():
-        sizes = {name: int((choice.slice == code).sum()) for name, code in SLICES.items()}
+    return choice
+
+
+def check_not_empty(choice: Choice, settings: DatasetSettings) -> None:
+    """Raise ValueError if there is nothing to train on, or nothing to test with."""
+    sizes = {name: int((choice.slice == code).sum()) for name, code in SLICES.items()}
+    if not sizes["train"] or not sizes["test"]:
         counts = ", ".join(f"{count} {reason}" for reason, count in choice.counts.items()) or "none"
         raise ValueError(
-            f"{len(slice_)} usable rows leave {sizes['train']} to train on and {sizes['test']} to test with (left out: "
+            f"{len(choice.slice)} usable rows leave {sizes['train']} to train on and {sizes['test']} to test with (left out: "
             f"{counts}); give more rows, or change dataset.test_share={settings.test_share:g}"
         )
-    return choice
 
 
 def shuffled(ids: Sequence[str], seed: int) -> list[int]:
@@ -170,13 +176,38 @@ def _drop_duplicates(rows: Keyed, settings: DatasetSettings, choice: Choice, ord
         choice.leave_out([other], EXACT)
     if settings.near_duplicates is None:
         return
+    same_tools = np.array([_together(rows.tools[row]) for row in range(len(rank))], np.uint64)
     for band in range(rows.bands.shape[1]):
-        for leader, other in _pairs(rows.bands[:, band], choice.slice != OUT, rank):
-            if choice.slice[leader] == OUT or not np.array_equal(rows.tools[leader], rows.tools[other]):
-                continue
-            if similarity(rows.shingles[leader], rows.shingles[other]) >= settings.near_duplicates:
-                choice.like[other] = leader
-                choice.leave_out([other], NEAR)
+        for members in _groups(rows.bands[:, band], same_tools, choice.slice != OUT, rank):
+            kept: list[int] = []
+            for row in members:
+                like = next((other for other in kept if _near(rows, other, row, settings.near_duplicates)), None)
+                if like is not None:
+                    choice.like[row] = like
+                    choice.leave_out([row], NEAR)
+                elif len(kept) < MAX_COMPARED:
+                    kept.append(row)
+
+
+def _together(keys: Keys) -> int:
+    """One key of several."""
+    return int.from_bytes(hashlib.blake2b(keys.tobytes(), digest_size=8).digest(), "big")
+
+
+def _near(rows: Keyed, one: int, other: int, threshold: float) -> bool:
+    return similarity(rows.shingles[one], rows.shingles[other]) >= threshold
+
+
+def _groups(keys: Array, tools: Array, usable: npt.NDArray[np.bool_], rank: Array) -> Iterator[list[int]]:
+    """Usable rows that share key and tools, two or more, the lowest rank first."""
+    members = np.flatnonzero(usable)
+    members = members[np.lexsort((rank[members], tools[members], keys[members]))]
+    if not len(members):
+        return
+    borders = np.flatnonzero((np.diff(keys[members]) != 0) | (np.diff(tools[members]) != 0)) + 1
+    for group in np.split(members, borders):
+        if len(group) > 1:
+            yield group.tolist()
 
 
 def _pairs(keys: Array, usable: npt.NDArray[np.bool_], rank: Array) -> list[tuple[int, int]]:
@@ -222,10 +253,18 @@ def _limit_training(rows: Keyed, settings: DatasetSettings, choice: Choice, orde
         return
     shares = np.array(given) / sum(given)
     of_source = [training[rows.source[training] == index] for index in range(len(shares))]
+    for source, members in zip(settings.sources, of_source, strict=True):
+        if not len(members):
+            raise ValueError(
+                f"dataset.sources: {source.title!r} has a weight and no row to train on; leave it out or mend it"
+            )
     # The most rows that keep the shares: what one source lacks, the others must not make up.
     total = min(limit, *(int(len(members) / share) for members, share in zip(of_source, shares, strict=True)))
-    for members, share in zip(of_source, shares, strict=True):
-        choice.leave_out(members[round(total * share) :], BEYOND_WEIGHT)
+    counts = np.floor(total * shares).astype(int)
+    # What rounding leaves over goes to the largest rests.
+    counts[np.argsort(-(total * shares - counts), kind="stable")[: total - counts.sum()]] += 1
+    for members, count in zip(of_source, counts, strict=True):
+        choice.leave_out(members[count:], BEYOND_WEIGHT)
 
 
 def _in_order(members: Array, order: Keys, fixed: Array | None = None) -> Array:

@@ -124,3 +124,30 @@ def test_the_same_seed_changes_the_same_rows_whatever_the_number_of_workers(tmp_
     )  # fmt: skip
     assert one.tokens.equals(two.tokens)
     assert one.train == two.train
+
+
+def test_augmentation_changes_no_category(rows, plain, tmp_path):
+    shuffled = augmented(rows, tmp_path, shuffle_tools=True)
+    assert shuffled.quality["categories"] == plain.quality["categories"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "system"),
+    [
+        ({"properties": {"a": {}}, "anyOf": [{"required": ["a"]}]}, "Be brief."),
+        ({"properties": {"a": {}}, "$defs": {"x": {}}}, "Be brief."),
+        ({"properties": {"a": {}}}, "Call f when asked."),
+    ],
+)
+def test_what_cannot_be_masked_throughout_is_left_as_it_is(parameters, system):
+    offered = {"name": "f", "description": "d", "parameters": {"type": "object"} | parameters}
+    messages = (Message("system", system), Message("user", "x"))
+    example = Example("id", messages, (offered,), (Call("f", {"a": 1}),), "", "", "train")
+    assert mask_names(example, random.Random(1)) == example
+
+
+def test_a_title_does_not_give_the_masked_name_away():
+    schema = {"title": "PlaceArguments", "properties": {"place": {"title": "Place", "type": "string"}}}
+    offered = {"name": "f", "description": "d", "parameters": schema}
+    example = Example("id", (Message("user", "x"),), (offered,), (), "no", "", "train")
+    assert "lace" not in str(mask_names(example, random.Random(1)).tools)

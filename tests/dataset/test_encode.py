@@ -101,7 +101,9 @@ def test_a_file_that_cuts_or_pads_does_neither(tmp_path):
     assert encoder_of(tokenizer, tmp_path)("word " * 100) == expected
 
 
-@pytest.mark.parametrize("change", ["normalizer", "prefix", "flags", "digits", "no_bpe", "other_property"])
+@pytest.mark.parametrize(
+    "change", ["normalizer", "prefix", "flags", "digits", "no_bpe", "letters only", "group", "no_steps", "normalized"]
+)
 def test_a_tokenizer_that_does_more_is_left_to_the_library(change, tmp_path):
     tokenizer = trained(LLAMA3)
     match change:
@@ -118,8 +120,14 @@ def test_a_tokenizer_that_does_more_is_left_to_the_library(change, tmp_path):
         case "no_bpe":
             tokenizer = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
             tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        case "other_property":
-            tokenizer = trained(LLAMA3.replace(r"\p{L}+", r"\p{Lu}?\p{L}+", 1))
+        case "letters only":
+            tokenizer = trained(r"\p{L}+")
+        case "group":
+            tokenizer = trained(f"({LLAMA3})")
+        case "no_steps":
+            tokenizer.pre_tokenizer = pre_tokenizers.Sequence([])
+        case "normalized":
+            tokenizer.add_tokens([AddedToken("<end>", normalized=True)])
     encoder = encoder_of(tokenizer, tmp_path)
     assert not encoder.is_fast
     for text in ("Word  a <end> 12", "".join(PIECES)):

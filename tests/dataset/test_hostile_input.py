@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.dataset.sources.files import MAX_ROW_BYTES, DatasetChanged, DatasetNotFound, read_file
+from tasks.dataset.sources.files import MAX_ROW_BYTES, DatasetChanged, DatasetNotFound, parse, read_file
 from tasks.dataset.sources.formats import FORMATS
 from tasks.dataset.sources.literals import read_value
 from tasks.dataset.sources.rows import RowRejected
@@ -19,6 +19,14 @@ from tests.dataset.test_prepare import as_format
 from tests.dataset.test_split import various_rows, weather_row
 
 GOOD = various_rows(60)
+
+
+def outcome(raw):
+    """The row, or why it cannot be one."""
+    try:
+        return parse(raw)
+    except RowRejected as error:
+        return error.reason
 
 
 def prepared_lines(tmp_path, *lines: bytes):
@@ -63,7 +71,7 @@ def test_a_row_of_50_megabytes_is_refused_without_being_held(tmp_path):
     first, second = read_file(str(array))
     assert first.reason == "row_too_large"
     assert f"{MAX_ROW_BYTES / 1e6:.1f}" in first.detail
-    assert second == GOOD[0]
+    assert parse(second) == GOOD[0]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -84,9 +92,7 @@ def test_a_list_with_a_row_in_another_encoding_loses_that_row_only(tmp_path):
     result.assert_all_accounted_for(60)
 
 
-@pytest.mark.parametrize(
-    "cut", [b"", b"[", b'[{"a": 1}', b'[{"a": 1},', b'[{"a": 1} {"b": 2}]', b'[{"a": ', b"{}", b"[nope]"]
-)
+@pytest.mark.parametrize("cut", [b"", b"[", b'[{"a": 1}', b'[{"a": 1},', b'[{"a": 1} {"b": 2}]', b'[{"a": ', b"[nope]"])
 def test_a_list_that_is_cut_off_or_no_list_is_named(tmp_path, cut):
     path = tmp_path / "rows.json"
     path.write_bytes(cut)
@@ -97,7 +103,7 @@ def test_a_list_that_is_cut_off_or_no_list_is_named(tmp_path, cut):
 def test_a_list_with_a_nan_goes_on_after_it(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text('[{"a": NaN}, {"a": 1, "a": 2}, 3, {"b": 1}]')
-    assert [getattr(row, "reason", row) for row in read_file(str(path))] == [
+    assert [outcome(row) for row in read_file(str(path))] == [
         "not_json",
         "not_json",
         "not_a_row",

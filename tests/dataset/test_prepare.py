@@ -13,6 +13,7 @@ from tasks.contracts.overrides import SettingsError, read_experiment
 from tasks.contracts.settings import DatasetSettings
 from tasks.dataset.packing import pack
 from tasks.dataset.prepare import IGNORED
+from tasks.dataset.rendering.encode import Encoder, EncodingDiffers
 from tasks.dataset.sources.files import DatasetNotFound
 from tasks.dataset.sources.formats import UnknownFormat
 from tasks.dataset.sources.read import check_dataset
@@ -137,7 +138,7 @@ class TestMixtures:
     def test_a_source_can_be_limited(self, sources, tmp_path):
         one, two = sources
         result = prepared(tmp_path / "out", [{"name": one, "max_rows": 40}, {"name": two}])
-        rows = [e for e in [*result.train, *result.test] if e.source == one]
+        rows = [e for e in [*result.train, *result.test] if e.source == "one.jsonl"]
         assert len(rows) == 40
         result.assert_all_accounted_for(400)
 
@@ -181,6 +182,25 @@ def test_packs_hold_every_row_once_and_whole(tmp_path):
     assert sorted(row for rows in packs for row in rows) == list(range(len(lengths)))
     assert all(sum(lengths[row] for row in rows) <= 2000 for rows in packs)
     assert result.manifest["num_packs"] == len(packs) == result.quality["packing"]["packs"]
+
+
+def test_the_reports_lengths_are_those_of_the_rows_that_are_written(tmp_path):
+    result = prepared(
+        tmp_path / "out", write_jsonl(tmp_path / "rows.jsonl", various_rows(200)), max_rows=90, num_test_rows=9
+    )
+    lengths = [len(ids) for ids in result.tokens["input_ids"].to_pylist()]
+    reported = result.quality["tokens"]["train"]
+    assert (reported["total"], reported["max"]) == (sum(lengths), max(lengths))
+
+
+def test_every_chunk_is_held_against_the_tokenizers_library(tmp_path, monkeypatch):
+    def differs(self, segments):
+        raise EncodingDiffers("seen")
+
+    monkeypatch.setattr(Encoder, "check", differs)
+    with pytest.raises(EncodingDiffers, match="seen"):
+        prepared(tmp_path / "out", write_jsonl(tmp_path / "rows.jsonl", various_rows(20)))
+    assert not (tmp_path / "out" / ".work").exists()
 
 
 def test_packing_is_best_fit_decreasing():

@@ -110,6 +110,112 @@ def test_equal_rows_and_nearly_equal_rows_stand_once_and_name_the_one_that_stays
     assert "near_duplicate" not in kept_apart.quality["rows"]["left_out"]
 
 
+def test_of_two_that_are_nearly_equal_the_one_on_the_test_side_stays(tmp_path):
+    # What a pair has in common is its own: each has fillers that no other pair has.
+    texts = [" ".join(f"filler{n}x{number}" for number in range(90)) for n in range(40)]
+    path = write_jsonl(
+        tmp_path / "rows.jsonl", [weather_row(f"{word}{text}") for text in texts for word in ("one ", "two ")]
+    )
+    free = {"test_share": 0.5, "decontaminate_words": None}
+    apart = prepared(tmp_path / "apart", path, near_duplicates=None, **free)
+    side = {e.id: e.slice for e in [*apart.train, *apart.test]}
+    together = prepared(tmp_path / "together", path, near_duplicates=0.9, **free)
+    kept = {e.id: e.slice for e in [*together.train, *together.test]}
+    crossing = 0
+    for n in range(40):
+        one, two = f"rows-{2 * n:06d}", f"rows-{2 * n + 1:06d}"
+        assert (one in kept) != (two in kept)
+        if side[one] != side[two]:
+            crossing += 1
+            assert {kept.get(one), kept.get(two)} == {"test", None}
+    assert crossing > 5
+
+
+def test_near_duplicates_are_found_behind_one_that_offers_other_tools(tmp_path):
+    text = " ".join(f"filler{number}" for number in range(90))
+    alike = [weather_row(f"{text} a", "one"), weather_row(f"{text} b", "one"), weather_row(f"{text} a", "two")]
+    for seed in range(8):
+        path = write_jsonl(tmp_path / f"{seed}.jsonl", [*alike, *various_rows(40)])
+        result = prepared(tmp_path / str(seed), path, seed=seed, decontaminate_words=None)
+        reasons = [line["reason"] for line in result.lines("left_out.jsonl")]
+        assert reasons.count("near_duplicate") == 1
+
+
+def test_requests_that_differ_by_a_sign_are_not_the_same(tmp_path):
+    asked = [f"What is 5 {sign} 3?" for sign in "+-*/"] + ["What is C?", "What is C++?", "What is C#?"]
+    rows = [*various_rows(40), *map(weather_row, asked)]
+    result = prepared(tmp_path / "out", write_jsonl(tmp_path / "rows.jsonl", rows))
+    assert {e.request for e in [*result.train, *result.test]} >= set(asked)
+    shouted = [weather_row(text) for text in ("what is  c?", "WHAT IS C")]
+    result = prepared(tmp_path / "again", write_jsonl(tmp_path / "more.jsonl", [*rows, *shouted]))
+    assert result.quality["rows"]["left_out"]["exact_duplicate"] == 2
+
+
+def test_a_conversation_that_comes_to_what_a_test_asks_is_not_taught(tmp_path):
+    rows = [weather_row(f"Weather {n} now?") for n in range(100)]
+    asked = prepared(tmp_path / "before", write_jsonl(tmp_path / "before.jsonl", rows)).test[0].request
+    for n in range(20):
+        row = weather_row(f"opening {n} of its own")
+        again = [{"role": "tool", "content": "{}"}, {"role": "assistant", "content": "Done."}]
+        rows.append(
+            {**row, "messages": [*row["messages"], *again, {"role": "user", "content": asked}, row["messages"][1]]}
+        )
+    result = prepared(tmp_path / "out", write_jsonl(tmp_path / "rows.jsonl", rows), decontaminate_words=None)
+    assert result.quality["rows"]["left_out"]["test_request_in_training"] > 10
+    assert not any(asked in requests(example) for example in result.train)
+    assert result.quality["overlap"]["exact_duplicates"] == 0
+
+
+def test_what_training_and_test_have_in_common_would_be_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.dataset.split._decontaminate", lambda *arguments: None)
+    rows = [weather_row(f"{n} a run of eight words that all of these share") for n in range(60)]
+    result = prepared(tmp_path / "out", write_jsonl(tmp_path / "rows.jsonl", rows), near_duplicates=None)
+    assert result.quality["overlap"]["test"] == 1
+    assert result.quality["overlap"]["exact_duplicates"] == 0
+    rows = various_rows(60)
+    for row in rows:
+        row["messages"][1:1] = [{"role": "assistant", "content": "And?"}, {"role": "user", "content": "The same?"}]
+    result = prepared(tmp_path / "same", write_jsonl(tmp_path / "same.jsonl", rows))
+    assert result.quality["overlap"]["exact_duplicates"] == len(result.test)
+
+
+def test_a_limited_source_is_chosen_from_by_the_seed(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", various_rows(200))
+    chosen = []
+    for seed in (1, 2):
+        result = prepared(tmp_path / str(seed), [{"name": path, "max_rows": 40}], seed=seed)
+        chosen.append({e.id for e in [*result.train, *result.test]})
+    assert len(chosen[0]) == len(chosen[1]) == 40
+    assert chosen[0] != chosen[1]
+    assert chosen[0] != {f"rows-{n:06d}" for n in range(40)}
+
+
+def test_a_limit_of_one_source_takes_nothing_from_another(tmp_path):
+    rows = various_rows(200)
+    one, two = (write_jsonl(tmp_path / f"{name}.jsonl", rows) for name in ("one", "two"))
+    result = prepared(tmp_path / "out", [{"name": one, "max_rows": 50}, {"name": two}])
+    assert result.quality["rows"]["left_out"]["exact_duplicate"] == 50
+    assert len(result.train) + len(result.test) == 200
+
+
+@pytest.mark.parametrize("max_rows", range(31, 40))
+def test_weights_never_exceed_max_rows(tmp_path, max_rows):
+    names = [write_jsonl(tmp_path / f"{n}.jsonl", various_rows(100, seed=n)) for n in range(3)]
+    result = prepared(tmp_path / "out", [{"name": n, "weight": 1} for n in names], max_rows=max_rows, num_test_rows=10)
+    assert len(result.train) + len(result.test) == max_rows
+
+
+def test_unseen_tools_of_the_embedded_rows_are_not_taught_by_another_source(tmp_path):
+    embedded = {"max_rows": 300, "num_test_rows": 40, "num_unseen_tools_rows": 20}
+    alone = prepared(tmp_path / "alone", "embedded", **embedded)
+    unseen = sorted({t["name"] for e in alone.test if e.slice == "unseen_tools" for t in e.tools})
+    rows = [weather_row(f"unique request number {n}", tool) for n, tool in enumerate(unseen)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    mixed = prepared(tmp_path / "mixed", ["embedded", path], **embedded, unseen_tools_share=0.0001)
+    assert unseen
+    assert not {t["name"] for e in mixed.train for t in e.tools} & set(unseen)
+
+
 def test_a_benchmark_that_stands_in_the_training_is_found(tmp_path):
     rows = various_rows(100)
     path = write_jsonl(tmp_path / "rows.jsonl", rows)

@@ -20,14 +20,32 @@ from tasks.dataset.rendering.segment import Segment
 
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 """What the library's ``ByteLevel`` cuts by (Radford et al., GPT-2, encoder.py)."""
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
+"""Of Qwen2, Qwen2.5 and Qwen3."""
+# Only patterns that are known here: one more is a line, and a translator of any pattern would be a book.
+ON_ASCII = {
+    pattern: pattern.replace(r"\p{L}\p{N}]", "A-Za-z0-9]").replace(r"\p{L}", "[A-Za-z]").replace(r"\p{N}", "[0-9]")
+    for pattern in (GPT2_PATTERN, LLAMA3_PATTERN, QWEN2_PATTERN)
+}
+"""What the patterns mean on plain ASCII."""
 NORMALIZERS_WITHOUT_EFFECT = (None, "NFC", "NFD", "NFKC", "NFKD")
 """On plain ASCII."""
 PLAIN = re.compile(r"[\x20-\x7e\t\n\r]*+")
 MAX_WORDS = 500_000
 MAX_TURNS = 8192
+MAX_KEPT = 32_000
+"""Characters of a text whose turns are kept for the next row."""
 
 Encoded = tuple[list[int], list[int]]
 """Token ids of a conversation, and starts and ends of its answers in them, by turns."""
+
+
+class EncodingDiffers(RuntimeError):
+    """The fast way gives other ids than the tokenizers library."""
 
 
 class Encoder:
@@ -58,7 +76,9 @@ class Encoder:
         if not self.is_fast:
             return self._slowly(text)
         turns = self._special.split(text) if self._special else [text]
-        return list(itertools.chain.from_iterable(map(self._turn, turns)))
+        return list(
+            itertools.chain.from_iterable(map(self._turn if len(text) <= MAX_KEPT else self._encode_turn, turns))
+        )
 
     def conversation(self, segments: Sequence[Segment]) -> Encoded:
         """The ids of a conversation's segments, tokenised apart, and the spans of the answers."""
@@ -75,11 +95,11 @@ class Encoder:
         """Hold a conversation against the library.
 
         Raises:
-            RuntimeError: the ids differ; nothing that was encoded so may be used.
+            EncodingDiffers: nothing that was encoded so may be used.
         """
         for segment in segments:
             if self(segment.text) != (theirs := self._slowly(segment.text)):
-                raise RuntimeError(
+                raise EncodingDiffers(
                     f"token ids differ from the tokenizer's own: {theirs[:20]} are {segment.text[:200]!r}; "
                     "please report the model whose tokenizer this is"
                 )
@@ -109,11 +129,11 @@ class _Words(dict[str, tuple[int, ...]]):
 
 
 def _word_pattern(definition: dict[str, Any]) -> str | None:
-    """The pattern by which the tokenizer cuts words, where that is all it does before BPE; else None."""
+    """The pattern by which the tokenizer cuts words, where that is all it does before BPE and is known here; else None."""
     model = definition["model"]
     normalizer = definition.get("normalizer")
     plain_bpe = model["type"] == "BPE" and not model.get("dropout") and not model.get("continuing_subword_prefix")
-    flags = ("lstrip", "rstrip", "single_word")
+    flags = ("lstrip", "rstrip", "single_word", *(["normalized"] if normalizer else []))
     if (
         not plain_bpe
         or model.get("end_of_word_suffix")
@@ -122,36 +142,13 @@ def _word_pattern(definition: dict[str, Any]) -> str | None:
     ):
         return None
     before = definition.get("pre_tokenizer") or {}
-    steps = before.get("pretokenizers", [before])
-    *splits, last = steps
+    *splits, last = before.get("pretokenizers") or [before]
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
         return None
     if not splits:
-        return _on_ascii(GPT2_PATTERN) if last.get("use_regex", True) else None
+        return ON_ASCII[GPT2_PATTERN] if last.get("use_regex", True) else None
     if len(splits) > 1 or last.get("use_regex", True):
         return None
     (split,) = splits
     cuts_all = split.get("type") == "Split" and split.get("behavior") == "Isolated" and not split.get("invert")
-    pattern: str | None = split["pattern"].get("Regex") if cuts_all else None
-    return _on_ascii(pattern) if pattern else None
-
-
-def _on_ascii(pattern: str) -> str | None:
-    """What a pattern with Unicode's letters and numbers means on plain ASCII; None where it holds more than those."""
-    # In a class of signs the members stand without brackets of their own.
-    parts = re.split(r"(\\p\{[LN]\}|\\.|\[|\])", pattern)
-    members = {r"\p{L}": "A-Za-z", r"\p{N}": "0-9"}
-    translated, in_class = [], False
-    for part in parts:
-        if part in members:
-            part = members[part] if in_class else f"[{members[part]}]"
-        elif part in ("[", "]"):
-            in_class = part == "["
-        elif part in (r"\p", r"\P", r"\X"):
-            return None
-        translated.append(part)
-    try:
-        re.compile("".join(translated))
-    except re.error:
-        return None
-    return "".join(translated)
+    return ON_ASCII.get(split["pattern"].get("Regex", "")) if cuts_all else None

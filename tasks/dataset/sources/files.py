@@ -7,12 +7,14 @@ import codecs
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import IO, Any
 
 import fsspec
 
-from tasks.dataset.sources.literals import DECODER, strict_json
+from tasks.dataset.sources.literals import strict_json
 from tasks.dataset.sources.rows import RowRejected
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
@@ -22,6 +24,11 @@ MAX_WINDOW_CHARACTERS = 128 << 20
 """Of a JSON list; past this it is not searched for the end of a row."""
 BLOCK_BYTES = 1 << 20
 SHOWN = 120
+COLUMNS = {"conversations", "messages", "tools", "system", "chat", "query", "answers"}
+"""Of all formats; others are not even read."""
+_JSON_COLUMNS = COLUMNS - {"system", "chat", "query"}
+_SCANNER = json.JSONDecoder()
+"""Finds where a value ends; what is wrong with it is found by who reads it."""
 
 RawRow = bytes | Mapping[str, Any] | RowRejected
 """A row as JSON text, as columns, or as the reason why it could not be read."""
@@ -37,7 +44,7 @@ class DatasetChanged(RuntimeError):
 
 def is_file_name(name: str) -> bool:
     """Whether a source's name means files rather than a dataset on the hub."""
-    if "://" in name or name.startswith(("/", "./", "../", "~")) or name.endswith(SUFFIXES):
+    if "://" in name or name.startswith(("/", "./", "../", "~")) or _suffix(name) in SUFFIXES:
         return True
     return bool(fsspec.filesystem("file").exists(name))
 
@@ -57,7 +64,7 @@ def find_files(name: str) -> list[str]:
     if files.isfile(path):
         found = [path]
     elif files.isdir(path):
-        found = sorted(p for p in files.find(path) if p.endswith(SUFFIXES))
+        found = sorted(p for p in files.find(path) if _suffix(p) in SUFFIXES)
     else:
         raise DatasetNotFound(
             f"dataset.sources={name!r}: there is no such file or folder ({path}); give a {', '.join(SUFFIXES)} file, a "
@@ -65,7 +72,7 @@ def find_files(name: str) -> list[str]:
         )
     if not found:
         raise DatasetNotFound(f"dataset.sources={name!r}: the folder holds no {', '.join(SUFFIXES)} file")
-    if not found[0].endswith(SUFFIXES):
+    if _suffix(found[0]) not in SUFFIXES:
         raise DatasetNotFound(f"dataset.sources={name!r}: {found[0]!r} ends in none of {', '.join(SUFFIXES)}")
     return [files.unstrip_protocol(p) for p in found]
 
@@ -80,11 +87,11 @@ def read_file(url: str) -> Iterator[RawRow]:
     files, path = fsspec.core.url_to_fs(url)
     before = _stamp(files.info(path))
     with files.open(path, "rb") as file:
-        if path.endswith(".parquet"):
+        if _suffix(path) == ".parquet":
             yield from _parquet(file, url)
-        elif path.endswith(".csv"):
-            yield from _csv(file)
-        elif path.endswith(".jsonl"):
+        elif _suffix(path) == ".csv":
+            yield from _csv(file, url)
+        elif _suffix(path) == ".jsonl":
             yield from _lines(file)
         else:
             yield from _array(file, url)
@@ -108,6 +115,10 @@ def parse(raw: RawRow) -> Mapping[str, Any]:
     if not isinstance(row, Mapping):
         raise RowRejected("not_a_row", f"{raw[:SHOWN]!r}")
     return row
+
+
+def _suffix(path: str) -> str:
+    return PurePosixPath(path).suffix.lower()
 
 
 def _stamp(info: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -136,6 +147,11 @@ def _too_large(size: int, beginning: bytes | str) -> RowRejected:
 def _array(file: IO[bytes], url: str) -> Iterator[RawRow]:
     """The entries of a JSON list, of which at most one block and one row are in memory."""
     text = _Text(file, url)
+    if text.skip_space() == "{":
+        # Rows one after the other, as many a .json file has them.
+        while text.has_more():
+            yield text.value()
+        return
     if text.skip_space() != "[":
         raise DatasetNotFound(f"{url} must hold a JSON list of rows; it begins with {text.rest[:40]!r}")
     text.advance(1)
@@ -173,6 +189,13 @@ class _Text:
         self._position = 0
         return not self._is_complete
 
+    def has_more(self) -> bool:
+        """Whether anything but white space follows."""
+        try:
+            return bool(self.skip_space())
+        except DatasetNotFound:
+            return False
+
     def skip_space(self) -> str:
         """The next sign that is no white space, or '' at the end of the file, which is an error here."""
         while True:
@@ -187,33 +210,22 @@ class _Text:
         self._position += count
 
     def value(self) -> RawRow:
-        """The next value; raises DatasetNotFound where the text is not JSON."""
+        """The next value as its own text, to be read by whoever takes it; raises DatasetNotFound where none ends."""
         while True:
             try:
-                value, end = DECODER.raw_decode(self.rest, self._position)
+                _, end = _SCANNER.raw_decode(self.rest, self._position)
             except (ValueError, RecursionError) as error:
                 # Cut off by the window, or broken: only more text can tell.
                 if self._more():
                     continue
-                value, end = self._lenient(error)
-            else:
-                if end == len(self.rest) and self._more():
-                    continue
-            size = end - self._position
+                raise DatasetNotFound(f"{self._url} is not JSON: {error}") from error
+            if end == len(self.rest) and self._more():
+                continue
+            text = self.rest[self._position : end]
             self._position = end
-            if isinstance(value, RowRejected):
-                return value
-            if size > MAX_ROW_BYTES:
-                return _too_large(size, str(value))
-            return value if isinstance(value, Mapping) else RowRejected("not_a_row", str(value)[:SHOWN])
-
-    def _lenient(self, problem: Exception) -> tuple[Any, int]:
-        """A row that is JSON but for duplicate keys, NaN or such is skipped with its reason; the list goes on."""
-        try:
-            _, end = json.JSONDecoder().raw_decode(self.rest, self._position)
-        except (ValueError, RecursionError) as error:
-            raise DatasetNotFound(f"{self._url} is not JSON: {error}") from error
-        return RowRejected("not_json", f"{problem}: {self.rest[self._position : self._position + SHOWN]!r}"), end
+            return (
+                text.encode("utf-8", "surrogateescape") if len(text) <= MAX_ROW_BYTES else _too_large(len(text), text)
+            )
 
 
 def _parquet(file: IO[bytes], url: str) -> Iterator[RawRow]:
@@ -221,20 +233,57 @@ def _parquet(file: IO[bytes], url: str) -> Iterator[RawRow]:
     import pyarrow.parquet as pq
 
     try:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=256):
-            yield from batch.to_pylist()
-    except pa.ArrowInvalid as error:
-        raise DatasetNotFound(f"{url} is not Parquet: {error}") from error
+        parquet = pq.ParquetFile(file)
+        known = [column for column in parquet.schema_arrow.names if column in COLUMNS]
+        for batch in parquet.iter_batches(batch_size=64, columns=known or None):
+            yield from (_arrow_row(batch, row) for row in range(len(batch)))
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetNotFound(f"{url} is not Parquet, or damaged: {error}") from error
 
 
-def _csv(file: IO[bytes]) -> Iterator[RawRow]:
-    """One row a record; cells are text, and a cell that begins like a JSON list or object is read as one.
+def _arrow_row(batch: Any, row: int) -> RawRow:
+    try:
+        (columns,) = batch.slice(row, 1).to_pylist()
+    except UnicodeDecodeError as error:
+        return RowRejected("not_utf8", str(error))
+    except (ValueError, OverflowError) as error:
+        return RowRejected("not_json", f"{type(error).__name__}: {error}")
+    return as_row(columns)
+
+
+def as_row(columns: Mapping[str, Any]) -> RawRow:
+    """A row as Arrow holds it: without the ``None`` that it puts where only other rows of a struct have a member.
+
+    That a member is null cannot be told from its not being there.
+    """
+    try:
+        return {name: _plain(value, name) for name, value in columns.items()}
+    except (ValueError, RecursionError) as error:
+        return RowRejected("not_json", str(error))
+
+
+def _plain(value: Any, where: str) -> Any:
+    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part, where) for name, part in value.items() if part is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(part, where) for part in value]
+    raise ValueError(f"{where} holds {value!r:.80}, a {type(value).__name__}, which JSON has not")
+
+
+def _csv(file: IO[bytes], url: str) -> Iterator[RawRow]:
+    """One row a record; cells are text, and one of calls, turns or tools that begins like a JSON list or object is read as one.
 
     Bytes that are not UTF-8 become lone surrogates, which no row may hold: its own row is rejected, not the file.
     """
     csv.field_size_limit(MAX_ROW_BYTES)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     rows = csv.DictReader(text, strict=True)
+    names = rows.fieldnames or []
+    if len(set(names)) != len(names):
+        raise DatasetNotFound(f"{url}: a column stands twice in the header: {names}")
+    line = rows.line_num
     while True:
         try:
             row = next(rows)
@@ -243,12 +292,14 @@ def _csv(file: IO[bytes]) -> Iterator[RawRow]:
             text.detach()
             return
         except csv.Error as error:
-            yield RowRejected("not_csv", f"line {rows.line_num}: {error}")
+            yield RowRejected("not_csv", f"lines {line + 1} to {rows.line_num}: {error}")
+            line = rows.line_num
             continue
+        begins, line = line + 1, rows.line_num
         if None in row or None in row.values():
-            yield RowRejected("not_csv", f"line {rows.line_num}: {len(row)} cells do not fit the header's columns")
+            yield RowRejected("not_csv", f"line {begins}: {len(row)} cells do not fit the header's columns")
             continue
-        yield {column: _cell(text) for column, text in row.items()}
+        yield {column: _cell(cell) if column in _JSON_COLUMNS else cell for column, cell in row.items()}
 
 
 def _cell(text: str) -> Any:

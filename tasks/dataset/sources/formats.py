@@ -1,5 +1,6 @@
 """The formats that rows come in, and how one is told from another."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,12 @@ def detect_format(rows: Sequence[Any], name: str) -> str:
     """
     seen = [f for row in rows if isinstance(row, Mapping) and (f := _format_of(row))]
     # Rows of words only are read alike in both formats but for the system turn, which ShareGPT keeps.
-    found = next((f for f in seen if f != WORDS_ONLY), "sharegpt" if seen else None)
+    counts = Counter(f for f in seen if f != WORDS_ONLY)
+    ranked = counts.most_common()
+    if len(ranked) > 1 and 10 * ranked[1][1] > ranked[0][1]:
+        likes = " and ".join(f"{format_} ({count} rows)" for format_, count in ranked)
+        raise UnknownFormat(f"{name}: the first {len(rows)} rows look like {likes}; say which with the source's format")
+    found = ranked[0][0] if ranked else "sharegpt" if seen else None
     if found is None:
         columns = sorted({str(column) for row in rows if isinstance(row, Mapping) for column in row})
         raise UnknownFormat(
@@ -41,7 +47,7 @@ def detect_format(rows: Sequence[Any], name: str) -> str:
 
 
 def _format_of(row: Mapping[str, Any]) -> str | None:
-    if "messages" in row:
+    if isinstance(row.get("messages"), list) and row["messages"]:
         return "openai"
     if {"query", "answers"} <= row.keys():
         return "xlam"

@@ -27,8 +27,11 @@ WORDS = {"true": True, "false": False, "null": None}
 Repairs = Counter[str]
 """How often each repair was needed."""
 
-# Strings are matched first and kept, so that only what stands between them is changed. Possessive: never backtracks.
-_OUTSIDE = re.compile(r"""("(?:\\.|[^"\\])*+"|'(?:\\.|[^'\\])*+')|(\\n)|(,)(?=\s*[}\]])""", re.DOTALL)
+# Strings are matched first and kept, so that only what stands between them is changed; one that is never closed reaches to the
+# end, so that no sign is looked at twice.
+_OUTSIDE = re.compile(
+    r"""("(?:\\.|[^"\\])*+(?:"|\\?\Z)|'(?:\\.|[^'\\])*+(?:'|\\?\Z))|(\\n)|(,)(?=\s*[}\]])""", re.DOTALL
+)
 
 
 def read_value(text: str, repairs: Repairs) -> Any:
@@ -123,8 +126,8 @@ def _as_json(value: Any) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"keys that stand twice: {sorted({key for key in keys if keys.count(key) > 1})[:5]}")
+        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        raise ValueError(f"keys that stand twice: {twice[:5]}")
     return value
 
 

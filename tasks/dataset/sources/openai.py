@@ -39,6 +39,8 @@ def _turn(turn: Any, repairs: Repairs) -> Message:
         if not isinstance(calls, list):
             raise RowRejected("bad_call", f"tool_calls is no list: {str(calls)[:120]}")
         read = tuple(read_call(c.get("function", c) if isinstance(c, Mapping) else c, repairs) for c in calls)
+        if read and content.strip():
+            repairs["words_beside_a_call"] += 1
         return Message("assistant", "" if read else content, read)
     if not isinstance(role, str) or role not in ROLES:
         raise RowRejected("unknown_role", f"{role!r}")

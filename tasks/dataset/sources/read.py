@@ -7,7 +7,16 @@ from typing import Any
 
 from tasks.contracts.settings import DatasetSettings, SourceSettings
 from tasks.dataset.embedded.generate import generate
-from tasks.dataset.sources.files import DatasetNotFound, RawRow, find_files, is_file_name, parse, read_file
+from tasks.dataset.sources.files import (
+    COLUMNS,
+    DatasetNotFound,
+    RawRow,
+    as_row,
+    find_files,
+    is_file_name,
+    parse,
+    read_file,
+)
 from tasks.dataset.sources.formats import detect_format
 from tasks.dataset.sources.rows import RowRejected
 
@@ -43,7 +52,7 @@ def read_chunks(settings: DatasetSettings) -> Iterator[Chunk]:
         DatasetNotFound: a source is not there, cannot be reached, or is not what its name says.
         UnknownFormat: a source's format is ``auto`` and cannot be told.
     """
-    taken: dict[str, int] = {}
+    taken: set[str] = set()
     for index, source in enumerate(settings.sources):
         rows = _rows(source, settings, taken)
         format_: str = source.format
@@ -80,9 +89,9 @@ def _chunks(rows: Iterable[tuple[str, RawRow]]) -> Iterator[list[tuple[str, RawR
 
 
 def _rows(
-    source: SourceSettings, settings: DatasetSettings, taken: dict[str, int]
+    source: SourceSettings, settings: DatasetSettings, taken: set[str]
 ) -> Iterator[tuple[str, RawRow]]:  # fmt: skip
-    """Rows with ids that no other row of the run has; ``taken`` counts how often a name was used for them."""
+    """Rows with ids that no other row of the run has; ``taken`` holds the names that were used for them."""
     if source.name == "embedded":
         yield from _embedded(settings, source)
     elif is_file_name(source.name):
@@ -96,9 +105,13 @@ def _rows(
             yield f"{stem}-{index:06d}", row
 
 
-def _unique(stem: str, taken: dict[str, int]) -> str:
-    taken[stem] = taken.get(stem, 0) + 1
-    return stem if taken[stem] == 1 else f"{stem}~{taken[stem]}"
+def _unique(stem: str, taken: set[str]) -> str:
+    name, number = stem, 1
+    while name in taken:
+        number += 1
+        name = f"{stem}~{number}"
+    taken.add(name)
+    return name
 
 
 def _embedded(settings: DatasetSettings, source: SourceSettings) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -114,7 +127,7 @@ def _embedded(settings: DatasetSettings, source: SourceSettings) -> Iterator[tup
             yield row["id"], row
 
 
-def _hub(source: SourceSettings) -> Iterator[Mapping[str, Any]]:
+def _hub(source: SourceSettings) -> Iterator[RawRow]:
     from datasets import load_dataset
 
     try:
@@ -125,4 +138,6 @@ def _hub(source: SourceSettings) -> Iterator[Mapping[str, Any]]:
             f"from the hub: {type(error).__name__}: {error}\nCheck the name, HF_TOKEN and the network, or give a "
             "local file or 'embedded'"
         ) from error
-    yield from rows
+    known = [column for column in rows.column_names if column in COLUMNS]
+    for row in rows.select_columns(known) if known else rows:
+        yield as_row(row)

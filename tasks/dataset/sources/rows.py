@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from tasks.contracts.call_check import CallProblem, check_call
+from tasks.contracts.call_check import CallProblem, check_call, check_schema
 from tasks.contracts.conversation import Call, Message, Tool
 from tasks.dataset.sources.literals import Repairs, read_value
+
+MAX_KEPT_CHARACTERS = 20_000
+"""Of a text of tools that is kept for the next row."""
 
 
 class RowRejected(ValueError):
@@ -53,7 +56,8 @@ def read_tools(value: Any, repairs: Repairs) -> tuple[Tool, ...]:
     Equal texts give the very same tools, which are never changed: most datasets repeat them from row to row.
     """
     if isinstance(value, str):
-        tools, used = _tools_in_text(value)
+        # Long ones would fill the memory; they hardly recur.
+        tools, used = (_tools_in_text if len(value) <= MAX_KEPT_CHARACTERS else _tools_in_text.__wrapped__)(value)
         repairs.update(used)
         return tools
     return _tools(value)
@@ -76,8 +80,10 @@ def _tools(value: Any) -> tuple[Tool, ...]:
         parameters = tool.get("parameters") or {"type": "object", "properties": {}}
         if not isinstance(parameters, Mapping):
             raise RowRejected("bad_tools", f"parameters of {tool['name']} are no schema: {str(parameters)[:120]}")
-        if not isinstance(parameters.get("properties", {}), Mapping):
-            raise RowRejected("bad_tools", f"properties of {tool['name']} are no object: {str(parameters)[:120]}")
+        try:
+            check_schema(parameters)
+        except (ValueError, RecursionError) as error:
+            raise RowRejected("bad_tools", f"parameters of {tool['name']}: {error}") from error
         if tool["name"] in names:
             raise RowRejected("bad_tools", f"{tool['name']} is defined twice")
         names.add(tool["name"])

@@ -29,6 +29,9 @@ from tasks.dataset.sources.rows import (
 def read(row: Mapping[str, Any], repairs: Repairs) -> Conversation:
     """The conversation in a row; raises RowRejected."""
     turns = [_turn(turn, repairs) for turn in read_turns(row)]
+    # LLaMA-Factory keeps the system message in a column of its own.
+    if isinstance(system := row.get("system"), str) and system.strip():
+        turns.insert(0, Message("system", system))
     return conversation(turns, read_tools(row.get("tools"), repairs), repairs)
 
 
