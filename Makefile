@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TEST_DATA := $(VENV)/.test-data
 
-.PHONY: help install demo ui test test-fast check format clean
+.PHONY: help install demo ui test test-fast test-slurm check format clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,11 @@ test: $(TEST_DATA)  ## every test
 
 test-fast: $(TEST_DATA)  ## the tests that start nothing
 	$(BIN)/python -m pytest -m 'not integration'
+
+test-slurm: $(INSTALLED)  ## the pool on a real Slurm of two nodes, made here for it; needs root, takes minutes
+	infra/slurm/local-cluster.sh up
+	SLURM_CONF=/run/proving-ground-slurm/slurm.conf $(BIN)/python -m pytest tests/pool/test_slurm.py; \
+		code=$$?; infra/slurm/local-cluster.sh down; exit $$code
 
 check: $(INSTALLED)  ## lint, format, types
 	$(BIN)/ruff check .

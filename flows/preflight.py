@@ -79,6 +79,9 @@ def _plan(experiment: Experiment) -> None:
 
 def _gpus(experiment: Experiment) -> None:
     pool = experiment.pool
+    if pool.backend != "local":
+        # What the cluster has is the scheduler's to say.
+        return
     check_gpus(
         JobSpec(
             name="check",

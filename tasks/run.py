@@ -8,6 +8,7 @@ from tasks.contracts.job import Pool
 from tasks.contracts.run_folder import RunFolder
 from tasks.contracts.settings import Experiment
 from tasks.pool.local import LocalPool
+from tasks.pool.slurm import SlurmPool
 from tasks.tracking.mlflow_runs import Tracking
 
 
@@ -34,4 +35,6 @@ class Run:
 
 def open_pool(experiment: Experiment) -> Pool:
     """The backend of the settings."""
+    if experiment.pool.backend == "slurm":
+        return SlurmPool(experiment.pool.slurm)
     return LocalPool(Path(experiment.storage.shared) / "pool")

@@ -55,6 +55,7 @@ def stage_job(
         gpus=pool.gpus and is_wide,
         env=env,
         time_limit_s=pool.time_limit_minutes * 60,
+        queue_limit_s=None if pool.queue_limit_minutes is None else pool.queue_limit_minutes * 60,
     )
 
 
@@ -83,6 +84,7 @@ def run_stage(run: Run, stage: str, job: JobSpec) -> StageResult:
             Watch(
                 on_submit=handles.append,
                 on_state=on_state,
+                on_waiting=lambda reason: logger.info("%s: job %s waits: %s", stage, job.name, reason),
                 on_line=on_line,
                 on_progress=progress.update,
                 on_metrics=lambda step, at, metrics: run.tracking.log_point(child, step, at, metrics),

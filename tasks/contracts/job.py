@@ -42,6 +42,7 @@ class JobSpec:
         gpus: one GPU per process.
         env: added to the environment of every rank; never a secret.
         time_limit_s: longest run.
+        queue_limit_s: longest wait for its turn; None: as long as it takes.
     """
 
     name: str
@@ -54,6 +55,7 @@ class JobSpec:
     gpus: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
     time_limit_s: float = 4 * 3600
+    queue_limit_s: float | None = None
     log_folder: str | None = None
 
 
@@ -85,6 +87,9 @@ class Pool(Protocol):
     def state(self, job: JobHandle) -> JobState:
         """Where it stands."""
 
+    def explain(self, job: JobHandle) -> str | None:
+        """Why it waits, in the scheduler's own words; None if it does not or says nothing."""
+
     def logs(self, job: JobHandle) -> Iterator[LogLine | None]:
         """Every node's lines, live, from the first one; None while there is nothing new; ends after the last."""
 
@@ -93,6 +98,10 @@ class Pool(Protocol):
 
     def cancel(self, job: JobHandle) -> None:
         """Stop it; when this returns no process of it is left."""
+
+
+class PoolError(RuntimeError):
+    """The scheduler refuses, or cannot be asked; quotes it."""
 
 
 class JobFailed(RuntimeError):

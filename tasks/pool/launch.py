@@ -11,16 +11,27 @@ class Rendezvous:
     """What a backend supplies: where the agents meet, under which id."""
 
     host: str
-    port: int
+    port: int | str
     id: str
 
 
 def agent_command(
-    job: JobSpec, rendezvous: Rendezvous, *, spec: str, failures: str, local_addr: str | None = None
+    job: JobSpec,
+    rendezvous: Rendezvous,
+    *,
+    spec: str,
+    failures: str,
+    local_addr: str | None = None,
+    python: str = sys.executable,
 ) -> list[str]:
-    """The command that one node runs: torchrun, with the node's failures recorded as JSON."""
+    """The command that every node runs: torchrun, with the node's failures recorded as JSON.
+
+    Args:
+        failures: file of the failures, with ``{node}`` for the node's rank.
+        python: the interpreter on the nodes.
+    """
     return [
-        sys.executable,
+        python,
         "-m",
         "tasks.pool.torchrun_agent",
         failures,

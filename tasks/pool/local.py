@@ -6,28 +6,22 @@ attempt's folder: everything known about the job is read from there, so any proc
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from tasks.contracts.files import read_json, write_json, write_text
+from tasks.contracts.files import read_json, write_json
 from tasks.contracts.job import JobError, JobHandle, JobSpec, JobState, LogLine
-from tasks.pool.failures import first_failure
+from tasks.pool.attempts import begin_attempt, follow, job_error, newest_attempt, submitting
 
 TOKEN = "PROVING_GROUND_ATTEMPT"  # noqa: S105 - names the variable that marks a job's processes
-NUM_LAST_LINES = 15
-POLL_S = 0.25
 
 _started_here: list[subprocess.Popen[bytes]] = []
 """Runners that are this process's children: kept until they have ended, so that none stays a zombie."""
@@ -46,21 +40,15 @@ class LocalPool:
     def submit(self, job: JobSpec) -> JobHandle:
         check_gpus(job)
         folder = Path(job.folder)
-        folder.mkdir(parents=True, exist_ok=True)
         self._lock_folder.mkdir(parents=True, exist_ok=True)
-        # Two flows that submit one name at the same moment get one job.
-        with (folder / ".submit.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            newest = _newest_attempt(folder)
+        with submitting(folder):
+            newest = newest_attempt(folder)
             if newest is not None:
                 handle = JobHandle(str(newest))
                 if self.state(handle) in (JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED):
                     return handle
                 self.cancel(handle)
-            attempt = folder / f"{int(newest.name) + 1 if newest else 1:03d}"
-            attempt.mkdir()
-            write_json(attempt / "spec.json", asdict(job))
-            write_text(folder / "NEWEST", attempt.name)
+            attempt = begin_attempt(job, newest)
             self._start(attempt)
             return JobHandle(str(attempt))
 
@@ -97,47 +85,25 @@ class LocalPool:
             return JobState.FAILED
         return JobState.RUNNING if (attempt / "started.json").exists() else JobState.QUEUED
 
+    def explain(self, job: JobHandle) -> str | None:
+        return "another job has this machine" if self.state(job) is JobState.QUEUED else None
+
     def logs(self, job: JobHandle) -> Iterator[LogLine | None]:
-        attempt = Path(job)
-        num_nodes = read_json(attempt / "spec.json")["num_nodes"]
-        positions = [0] * num_nodes
-        while True:
-            is_final = self.state(job).is_final
-            for node in range(num_nodes):
-                path = attempt / f"node-{node}.log"
-                if path.exists():
-                    lines, positions[node] = _read_lines(path, positions[node], to_end=is_final)
-                    yield from (LogLine(node, line) for line in lines)
-            if is_final:
-                return
-            yield None
-            time.sleep(POLL_S)
+        yield from follow(Path(job), lambda: self.state(job).is_final)
 
     def error(self, job: JobHandle) -> JobError | None:
         attempt = Path(job)
         state = self.state(job)
         if state in (JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED):
             return None
-        num_nodes = read_json(attempt / "spec.json")["num_nodes"]
-        last_lines = tuple(
-            LogLine(node, line) for node in range(num_nodes) for line in _tail(attempt / f"node-{node}.log")
-        )
         exit_file = attempt / "exit.json"
         if not exit_file.exists():
-            return JobError(f"the job's runner vanished; see {attempt / 'runner.log'}", last_lines=last_lines)
+            error = job_error(attempt, "")
+            return JobError(f"the job's runner vanished; see {attempt / 'runner.log'}", last_lines=error.last_lines)
         outcome = read_json(exit_file)
         if outcome["state"] == JobState.SUCCEEDED.value:
-            return JobError("all ranks ended well but none left a result", last_lines=last_lines)
-        failure = first_failure({n: _failures(attempt, n) for n in range(num_nodes)})
-        if failure is None:
-            return JobError(outcome["reason"], last_lines=last_lines)
-        return JobError(
-            summary=f"rank {failure.rank} (node {failure.node}): {failure.message}",
-            rank=failure.rank,
-            node=failure.node,
-            traceback=failure.traceback,
-            last_lines=last_lines,
-        )
+            return job_error(attempt, "all ranks ended well but none left a result")
+        return job_error(attempt, outcome["reason"])
 
     def cancel(self, job: JobHandle) -> None:
         attempt = Path(job)
@@ -181,11 +147,6 @@ def check_gpus(job: JobSpec) -> None:
         )
 
 
-def _newest_attempt(folder: Path) -> Path | None:
-    attempts = sorted(path for path in folder.iterdir() if path.name.isdigit() and (path / "spec.json").exists())
-    return attempts[-1] if attempts else None
-
-
 def _runner(attempt: Path) -> psutil.Process | None:
     """The living runner of an attempt; a recycled process id is not it."""
     path = attempt / "handle.json"
@@ -210,22 +171,3 @@ def _processes_with(token: str) -> list[psutil.Process]:
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return found
-
-
-def _read_lines(path: Path, position: int, *, to_end: bool) -> tuple[list[str], int]:
-    """Whole lines after ``position``; a line still being written waits for its end unless ``to_end``."""
-    with path.open("rb") as file:
-        file.seek(position)
-        data = file.read()
-    end = len(data) if to_end else data.rfind(b"\n") + 1
-    return data[:end].decode("utf-8", errors="replace").splitlines(), position + end
-
-
-def _tail(path: Path) -> list[str]:
-    return path.read_text(errors="replace").splitlines()[-NUM_LAST_LINES:] if path.exists() else []
-
-
-def _failures(attempt: Path, node: int) -> list[dict[str, Any]]:
-    path = attempt / f"node-{node}.failures.json"
-    failures: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-    return failures

@@ -18,6 +18,7 @@ from typing import Any
 
 from tasks.contracts.files import read_json, write_json
 from tasks.contracts.job import JobSpec, JobState
+from tasks.pool.attempts import FAILURES, log_paths
 from tasks.pool.launch import Rendezvous, agent_command
 
 GRACE_S = 10
@@ -55,24 +56,15 @@ def _stop(signum: int, frame: Any) -> None:
 
 
 def _start(job: JobSpec, folder: Path) -> list[subprocess.Popen[bytes]]:
-    log_folder = Path(job.log_folder) / folder.name if job.log_folder else folder
-    log_folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port = probe.getsockname()[1]
     rendezvous = Rendezvous(LOOPBACK, port, f"{job.name}-{folder.name}")
     agents = []
-    for node in range(job.num_nodes):
-        log = log_folder / f"node-{node}.log"
-        if log_folder != folder:
-            (folder / log.name).symlink_to(log)
-        command = agent_command(
-            job,
-            rendezvous,
-            spec=str(folder / "spec.json"),
-            failures=str(folder / f"node-{node}.failures.json"),
-            local_addr=LOOPBACK,
-        )
+    command = agent_command(
+        job, rendezvous, spec=str(folder / "spec.json"), failures=str(folder / FAILURES), local_addr=LOOPBACK
+    )
+    for node, log in enumerate(log_paths(job, folder)):
         with log.open("ab") as output:
             agents.append(
                 subprocess.Popen(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from tasks.contracts.attempt import Progress, read_progress, read_result
 from tasks.contracts.job import JobError, JobFailed, JobHandle, JobSpec, JobState, LogLine, Pool
 
+EXPLAIN_S = 2
+"""Between two questions what a job waits for."""
 FULL_DISK_BYTES = 16 << 20
 """With less free than this a failed job is taken to have failed for it."""
 
@@ -25,6 +28,7 @@ class Watch:
     Attributes:
         on_submit: once, with the handle.
         on_state: at every change.
+        on_waiting: at every change of what a queued job waits for.
         on_line: every line of every node.
         on_progress: at every change.
         on_metrics: ``(step, unix time in s, metrics)`` for every point the job logs.
@@ -33,6 +37,7 @@ class Watch:
 
     on_submit: Callable[[JobHandle], None] = lambda handle: None
     on_state: Callable[[JobState], None] = lambda state: None
+    on_waiting: Callable[[str], None] = lambda reason: None
     on_line: Callable[[LogLine], None] = lambda line: None
     on_progress: Callable[[Progress], None] = lambda progress: None
     on_metrics: Callable[[int, float, Mapping[str, float]], None] = lambda step, time, metrics: None
@@ -54,6 +59,7 @@ def supervise(pool: Pool, job: JobSpec, watch: Watch) -> dict[str, Any]:
     state: JobState | None = None
     progress: Progress | None = None
     metrics = _MetricsReader(attempt / "metrics.jsonl")
+    queue = _Queue(pool, job, handle, watch)
     try:
         for line in pool.logs(handle):
             if line is not None:
@@ -64,6 +70,7 @@ def supervise(pool: Pool, job: JobSpec, watch: Watch) -> dict[str, Any]:
             if (now := pool.state(handle)) is not state:
                 state = now
                 watch.on_state(state)
+            queue.look(state)
             if (reported := read_progress(attempt)) is not None and reported != progress:
                 progress = reported
                 watch.on_progress(progress)
@@ -80,6 +87,36 @@ def supervise(pool: Pool, job: JobSpec, watch: Watch) -> dict[str, Any]:
     # A rank may have outlived its agent: a failed job leaves no process behind.
     pool.cancel(handle)
     raise JobFailed(job.name, state, error)
+
+
+class _Queue:
+    """Tells what a job waits for, and when it has waited too long."""
+
+    def __init__(self, pool: Pool, job: JobSpec, handle: JobHandle, watch: Watch) -> None:
+        self._pool, self._job, self._handle, self._watch = pool, job, handle, watch
+        self._began = self._looked = time.monotonic()
+        self._reason: str | None = None
+
+    def look(self, state: JobState) -> None:
+        """Raise JobFailed if the job is still queued after its limit."""
+        now = time.monotonic()
+        if state is not JobState.QUEUED:
+            self._began = now
+            return
+        if now - self._looked >= EXPLAIN_S:
+            self._looked = now
+            reason = self._pool.explain(self._handle)
+            if reason and reason != self._reason:
+                self._reason = reason
+                self._watch.on_waiting(reason)
+        limit = self._job.queue_limit_s
+        if limit is not None and now - self._began > limit:
+            waited = (
+                f"still queued after {limit / 60:g} minutes ({self._pool.explain(self._handle) or 'no reason given'})"
+            )
+            raise JobFailed(
+                self._job.name, state, JobError(f"{waited}; raise pool.queue_limit_minutes or ask for less")
+            )  # fmt: skip
 
 
 def _with_full_disk(error: JobError, attempt: Path) -> JobError:

@@ -1,9 +1,13 @@
 """torchrun, whose failures are left as JSON: ``python -m tasks.pool.torchrun_agent FAILURES.json <torchrun options>``.
 
+``{node}`` in the file's name is this node's rank among the job's, which the scheduler tells (``NODE_RANK``,
+``SLURM_NODEID``), so that all nodes run one command.
+
 torchrun knows which rank failed first and with which exception, and only prints it. Written down, the orchestrator can
 show the rank's own error instead of the last line of somebody's log.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,7 +18,8 @@ from tasks.contracts.files import write_json
 
 
 def main(argv: list[str]) -> int:
-    failures_file, options = Path(argv[1]), argv[2:]
+    node = os.environ.get("NODE_RANK") or os.environ.get("SLURM_NODEID") or "0"
+    failures_file, options = Path(argv[1].replace("{node}", node)), argv[2:]
     try:
         torchrun(options)
     except ChildFailedError as error:

@@ -13,13 +13,13 @@ def test_the_whole_torchrun_command():
         job,
         Rendezvous("10.0.0.1", 29500, "run-train-001"),
         spec="/f/001/spec.json",
-        failures="/f/001/node-1.failures.json",
+        failures="/f/001/node-{node}.failures.json",
     )
     assert command == [
         sys.executable,
         "-m",
         "tasks.pool.torchrun_agent",
-        "/f/001/node-1.failures.json",
+        "/f/001/node-{node}.failures.json",
         "--nnodes=2",
         "--nproc-per-node=8",
         "--max-restarts=0",

@@ -25,6 +25,7 @@ def main(attempt: Attempt) -> Mapping[str, Any] | None:
         raise ValueError(f"rank {rank} has a bad value: 42")
     if arguments.get("hang"):
         time.sleep(600)
+    time.sleep(arguments.get("pause_s", 0))
     # Rank 0 waits for the others here, and loses its peer when one fails.
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -1,0 +1,112 @@
+"""What pools share whose attempts are folders on storage that every node sees: who is newest, logs, and why it failed."""
+
+import fcntl
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tasks.contracts.files import read_json, write_json, write_text
+from tasks.contracts.job import JobError, JobSpec, LogLine
+from tasks.pool.failures import first_failure
+
+NUM_LAST_LINES = 15
+POLL_S = 0.25
+FAILURES = "node-{node}.failures.json"
+
+
+@contextmanager
+def submitting(folder: Path) -> Iterator[None]:
+    """One at a time: two flows that submit one name at the same moment get one job."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".submit.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def newest_attempt(folder: Path) -> Path | None:
+    """The newest attempt at a job, whatever became of it."""
+    attempts = sorted(path for path in folder.iterdir() if path.name.isdigit() and (path / "spec.json").exists())
+    return attempts[-1] if attempts else None
+
+
+def begin_attempt(job: JobSpec, after: Path | None) -> Path:
+    """The folder of a new attempt, whose ranks alone may write results from now on."""
+    folder = Path(job.folder)
+    attempt = folder / f"{int(after.name) + 1 if after else 1:03d}"
+    # One without a spec is the rest of a submission that died in between.
+    attempt.mkdir(exist_ok=True)
+    write_json(attempt / "spec.json", asdict(job))
+    write_text(folder / "NEWEST", attempt.name)
+    return attempt
+
+
+def log_paths(job: JobSpec, attempt: Path) -> list[Path]:
+    """Where each node's log lies, linked from the attempt's folder where logs have a root of their own."""
+    folder = Path(job.log_folder) / attempt.name if job.log_folder else attempt
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"node-{node}.log" for node in range(job.num_nodes)]
+    if folder != attempt:
+        for path in paths:
+            link = attempt / path.name
+            if not link.is_symlink():
+                link.symlink_to(path)
+    return paths
+
+
+def follow(attempt: Path, is_final: Callable[[], bool]) -> Iterator[LogLine | None]:
+    """Every node's lines, live, from the first one; None while there is nothing new; ends after the last."""
+    num_nodes = read_json(attempt / "spec.json")["num_nodes"]
+    positions = [0] * num_nodes
+    while True:
+        # Asked before reading: what a job writes before it ends is then surely read.
+        ends = is_final()
+        for node in range(num_nodes):
+            path = attempt / f"node-{node}.log"
+            if path.exists():
+                lines, positions[node] = _read_lines(path, positions[node], to_end=ends)
+                yield from (LogLine(node, line) for line in lines)
+        if ends:
+            return
+        yield None
+        time.sleep(POLL_S)
+
+
+def job_error(attempt: Path, reason: str) -> JobError:
+    """The first failing rank's own error, or else ``reason``; with the last lines of every node."""
+    num_nodes = read_json(attempt / "spec.json")["num_nodes"]
+    last_lines = tuple(
+        LogLine(node, line) for node in range(num_nodes) for line in _tail(attempt / f"node-{node}.log")
+    )  # fmt: skip
+    failure = first_failure({node: _failures(attempt, node) for node in range(num_nodes)})
+    if failure is None:
+        return JobError(reason, last_lines=last_lines)
+    return JobError(
+        summary=f"rank {failure.rank} (node {failure.node}): {failure.message}",
+        rank=failure.rank,
+        node=failure.node,
+        traceback=failure.traceback,
+        last_lines=last_lines,
+    )
+
+
+def _read_lines(path: Path, position: int, *, to_end: bool) -> tuple[list[str], int]:
+    """Whole lines after ``position``; a line still being written waits for its end unless ``to_end``."""
+    with path.open("rb") as file:
+        file.seek(position)
+        data = file.read()
+    end = len(data) if to_end else data.rfind(b"\n") + 1
+    return data[:end].decode("utf-8", errors="replace").splitlines(), position + end
+
+
+def _tail(path: Path) -> list[str]:
+    return path.read_text(errors="replace").splitlines()[-NUM_LAST_LINES:] if path.exists() else []
+
+
+def _failures(attempt: Path, node: int) -> list[dict[str, Any]]:
+    path = attempt / FAILURES.format(node=node)
+    failures: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    return failures

@@ -1,0 +1,241 @@
+"""The pool that is a Slurm cluster: one batch job per attempt, found again by its number, its comment, or what it left.
+
+State is asked of squeue first, then of sacct where there is accounting, then of the files that the job writes last. A
+controller that cannot be reached is UNKNOWN, which is neither success nor failure: it comes back.
+"""
+
+import os
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from tasks.contracts.files import read_json, write_json, write_text
+from tasks.contracts.job import JobError, JobHandle, JobSpec, JobState, LogLine, PoolError
+from tasks.contracts.settings import SlurmSettings
+from tasks.pool.attempts import begin_attempt, follow, job_error, log_paths, newest_attempt, submitting
+from tasks.pool.slurm_script import comment, sbatch_script
+
+COMMAND_LIMIT_S = 60
+CANCEL_LIMIT_S = 120
+POLL_S = 1.0
+
+_QUEUED = {"PENDING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "STOPPED"}
+_RUNNING = {"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING"}
+_LOST = {"PREEMPTED", "NODE_FAIL"}
+_CANCELLED = {"CANCELLED", "REVOKED"}
+_FAILED = {"FAILED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
+
+
+class SlurmPool:
+    """Jobs on Slurm. Implements :class:`tasks.contracts.job.Pool`; the handle is the attempt's folder."""
+
+    def __init__(self, settings: SlurmSettings) -> None:
+        self._settings = settings
+
+    def submit(self, job: JobSpec) -> JobHandle:
+        folder = Path(job.folder)
+        with submitting(folder):
+            newest = newest_attempt(folder)
+            if newest is not None:
+                handle = JobHandle(str(newest))
+                state = self.state(handle)
+                if state is JobState.UNKNOWN:
+                    raise PoolError(f"job {job.name}: {newest} may still run and {self._why_unknown(newest)}")
+                if state in (JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED):
+                    return handle
+                self.cancel(handle)
+            attempt = begin_attempt(job, newest)
+            log_paths(job, attempt)
+            script = attempt / "job.sbatch"
+            # On disk before anything is submitted: whatever happens then, the job can be found by it.
+            token = uuid.uuid4().hex[:12]
+            write_text(attempt / "token", token)
+            write_text(script, sbatch_script(job, attempt, token, self._settings))
+            try:
+                number = _slurm("sbatch", "--parsable", str(script)).split(";")[0].strip()
+            except PoolError as error:
+                write_json(attempt / "exit.json", {"state": JobState.FAILED.value, "reason": str(error)})
+                raise
+            write_json(attempt / "handle.json", {"slurm_job_id": number})
+            return JobHandle(str(attempt))
+
+    def state(self, job: JobHandle) -> JobState:
+        attempt = Path(job)
+        if (ended := _left_behind(attempt)) is JobState.SUCCEEDED:
+            return ended
+        try:
+            number = self._number(attempt)
+            told = None if number is None else _state_of(number)
+        except PoolError:
+            return JobState.UNKNOWN
+        if told is None:
+            # Slurm has forgotten it, or never had it: what it left decides, and nothing left is no success.
+            return ended or JobState.FAILED
+        if told in _QUEUED or (told in _LOST and self._settings.requeue and _is_queued(str(number))):
+            return JobState.QUEUED
+        if told in _RUNNING:
+            return JobState.RUNNING
+        if told == "COMPLETED":
+            return ended or JobState.FAILED
+        for states, state in (
+            (_LOST, JobState.PREEMPTED),
+            (_CANCELLED, JobState.CANCELLED),
+            (_FAILED, JobState.FAILED),
+        ):
+            if told in states:
+                return state
+        return JobState.UNKNOWN
+
+    def explain(self, job: JobHandle) -> str | None:
+        number = self._number(Path(job))
+        if number is None:
+            return None
+        try:
+            lines = _slurm("squeue", "--noheader", "--jobs", number, "--format=%T %r").split("\n")
+        except PoolError as error:
+            return str(error)
+        state, _, reason = lines[0].partition(" ")
+        return reason if state == "PENDING" and reason not in ("", "None") else None
+
+    def logs(self, job: JobHandle) -> Iterator[LogLine | None]:
+        asked, is_final = float("-inf"), False
+
+        def ended() -> bool:
+            nonlocal asked, is_final
+            # The controller is everybody's: it is asked once a second, the files more often.
+            if time.monotonic() - asked >= POLL_S:
+                asked, is_final = time.monotonic(), self.state(job).is_final
+            return is_final
+
+        yield from follow(Path(job), ended)
+
+    def error(self, job: JobHandle) -> JobError | None:
+        attempt = Path(job)
+        state = self.state(job)
+        if not state.is_final or state is JobState.SUCCEEDED:
+            return None
+        return job_error(attempt, self._reason(attempt))
+
+    def cancel(self, job: JobHandle) -> None:
+        attempt = Path(job)
+        number = self._number(attempt)
+        if number is None:
+            return
+        deadline = time.monotonic() + CANCEL_LIMIT_S
+        while (told := _state_of(number)) is not None and (told in _QUEUED or told in _RUNNING or _is_queued(number)):
+            if time.monotonic() > deadline:
+                raise PoolError(f"Slurm's job {number} is still {told} {CANCEL_LIMIT_S} s after scancel")
+            _slurm("scancel", "--quiet", number)
+            time.sleep(POLL_S)
+        if _left_behind(attempt) is None:
+            write_json(attempt / "exit.json", {"state": JobState.CANCELLED.value, "reason": "cancelled"})
+
+    def _number(self, attempt: Path) -> str | None:
+        """Slurm's number of the attempt; None if it was never submitted."""
+        path = attempt / "handle.json"
+        if path.exists():
+            return str(read_json(path)["slurm_job_id"])
+        if not (attempt / "job.sbatch").exists():
+            return None
+        # Whoever submitted it died before the number was written: the comment tells which job it is.
+        wanted = comment(JobSpec(**read_json(attempt / "spec.json")), attempt, (attempt / "token").read_text())
+        for line in _slurm("squeue", "--noheader", "--states=all", "--me", "--format=%i %k").splitlines():
+            number, _, text = line.strip().partition(" ")
+            if text == wanted:
+                write_json(path, {"slurm_job_id": number})
+                return number
+        return None
+
+    def _reason(self, attempt: Path) -> str:
+        """Why a job without an error of its own ended."""
+        exit_file = attempt / "exit.json"
+        if exit_file.exists() and (reason := read_json(exit_file).get("reason")):
+            return str(reason)
+        number = self._number(attempt)
+        told = None if number is None else _state_of(number)
+        log = attempt / "slurm.log"
+        last = [line for line in (log.read_text(errors="replace").splitlines() if log.exists() else []) if line.strip()]
+        words = f": {last[-1]}" if last else ""
+        if told is None:
+            return f"Slurm's job {number} is gone and left no result{words}; see {log}"
+        return f"Slurm's job {number} ended as {told}{words}; see {log}"
+
+    def _why_unknown(self, attempt: Path) -> str:
+        try:
+            number = self._number(attempt)
+            return (
+                f"Slurm calls job {number} {None if number is None else _state_of(number)!r}, which is not known here"
+            )
+        except PoolError as error:
+            return str(error)
+
+
+def _left_behind(attempt: Path) -> JobState | None:
+    """The end that the job itself wrote."""
+    path = attempt / "exit.json"
+    if not path.exists():
+        return None
+    state = JobState(read_json(path)["state"])
+    return JobState.FAILED if state is JobState.SUCCEEDED and not (attempt / "result.json").exists() else state
+
+
+def _state_of(number: str) -> str | None:
+    """What Slurm calls the job's state; None if it knows no such job any more."""
+    try:
+        told = _slurm("squeue", "--noheader", "--states=all", "--jobs", number, "--format=%T").split()
+    except PoolError as error:
+        if "Invalid job id" not in str(error):
+            raise
+        told = []
+    if told:
+        return told[0]
+    try:
+        accounted = _slurm("sacct", "--noheader", "--allocations", "--parsable2", "--jobs", number, "--format=State")
+    except PoolError as error:
+        # Many clusters keep no accounts; then the files that the job left decide.
+        if "accounting storage is disabled" in str(error).lower() or "not found" in str(error):
+            return None
+        raise
+    # "CANCELLED by 1000": the first word is the state.
+    words = accounted.split()
+    return words[0] if words else None
+
+
+def _is_queued(number: str) -> bool:
+    try:
+        return bool(_slurm("squeue", "--noheader", "--jobs", number, "--format=%T").split())
+    except PoolError as error:
+        if "Invalid job id" in str(error):
+            return False
+        raise
+
+
+def _slurm(command: str, *arguments: str) -> str:
+    """The output of one of Slurm's commands.
+
+    Raises:
+        PoolError: it is not there, does not answer, or refuses; quoted.
+    """
+    try:
+        done = subprocess.run(
+            [command, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_LIMIT_S,
+            # Settings of the caller's shell (SBATCH_PARTITION, SQUEUE_FORMAT) would change what is asked.
+            env={k: v for k, v in os.environ.items() if not k.startswith(("SBATCH_", "SQUEUE_", "SCANCEL_", "SLURM_"))}
+            | {k: v for k, v in os.environ.items() if k in ("SLURM_CONF", "SLURM_CLUSTERS")},
+        )
+    except FileNotFoundError as error:
+        raise PoolError(
+            f"{command} not found: run this on a machine with Slurm's commands (a login node), or set pool.backend=local"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise PoolError(
+            f"{command} did not answer in {COMMAND_LIMIT_S} s; is the controller up? (scontrol ping)"
+        ) from error
+    if done.returncode:
+        raise PoolError(f"{command}: {(done.stderr or done.stdout).strip() or f'exit status {done.returncode}'}")
+    return done.stdout
