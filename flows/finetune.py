@@ -12,7 +12,6 @@ used, 3 the gates did not pass, 130 interrupted.
 import argparse
 import importlib.metadata
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -34,7 +33,15 @@ from prefect.runtime import flow_run as current_flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Failed
 
-from flows.local_stack import REPOSITORY, Addresses, StackError, configured_stack, running_stack, temporary_stack
+from flows.local_stack import (
+    REPOSITORY,
+    Addresses,
+    StackError,
+    configured_stack,
+    end_as_with_ctrl_c,
+    running_stack,
+    temporary_stack,
+)
 from flows.preflight import check_experiment
 from flows.timing import print_timing
 from tasks.compare_models import compare_models
@@ -188,9 +195,7 @@ def git_revision() -> str | None:
 def main() -> int:
     started = time.time()
     arguments = _parse()
-    # A run that is told to end, or whose terminal goes away, takes its jobs and servers with it as with Ctrl-C.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    end_as_with_ctrl_c()
     try:
         values = deployment_values(arguments.deployment)
         experiment = read_experiment(apply_overrides(values, arguments.set))

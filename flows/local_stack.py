@@ -204,13 +204,21 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> None:
     subprocess.run(command, env=os.environ | environment, cwd=REPOSITORY, check=True)
 
 
+def end_as_with_ctrl_c() -> None:
+    """A command that is told to end, or whose terminal goes away, takes what it started with it, as with Ctrl-C."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # What nohup ignores stays ignored.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.local_stack", description=__doc__.split("\n\n")[0])
     parser.add_argument("--storage", default="storage", help="folder of the databases and runs (default: %(default)s)")
     arguments = parser.parse_args()
     storage = Path(arguments.storage).resolve()
     worker: list[subprocess.Popen[bytes]] = []
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_as_with_ctrl_c()
     try:
         _check_port("Prefect", PREFECT_PORT)
         _check_port("MLflow", MLFLOW_PORT)

@@ -153,6 +153,12 @@ class DatasetSettings(Settings):
             )
         if self.max_rows is None and any(s.name == "embedded" for s in self.sources):
             raise ValueError("the embedded dataset is written on demand and needs max_rows, e.g. max_rows=420")
+        for source in self.sources:
+            if source.name == "embedded" and source.max_rows is not None and source.max_rows <= held_out:
+                raise ValueError(
+                    f"sources: embedded with max_rows={source.max_rows} leaves nothing to train on: {held_out} "
+                    f"rows are held out (num_test_rows + num_unseen_tools_rows); use more than {held_out}"
+                )
         titles = [source.title for source in self.sources]
         if twice := {title for title in titles if titles.count(title) > 1}:
             raise ValueError(f"sources: {sorted(twice)} stand twice; name each source once")

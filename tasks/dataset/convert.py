@@ -106,15 +106,12 @@ class Converter:
             except RowRejected as error:
                 rejected.append(Rejected(row_id, source.title, error.reason, error.detail, _shown(raw)))
                 continue
-            except EncodingDiffers:
+            except (EncodingDiffers, MemoryError):
                 raise
-            except (
-                Exception
-            ) as error:  # Whatever one row does to a reader, a schema or a format: the others are not lost for it.
-                detail = (
-                    f"{type(error).__name__}: {str(error)[:300]}; this is a fault of the reader, please report the row"
-                )
-                rejected.append(Rejected(row_id, source.title, "reader_failed", detail, _shown(raw)))
+            # Whatever one row does to a reader, a schema or a format: it is named, and the others are not lost for it.
+            except Exception as error:
+                fault = f"{type(error).__name__}: {str(error)[:300]}; a fault of the reader, please report the row"
+                rejected.append(Rejected(row_id, source.title, "reader_failed", fault, _shown(raw)))
                 continue
             repairs.update(used)
             row["source_index"] = chunk.source

@@ -24,7 +24,6 @@ _MULTIPLIERS = _rng.integers(1, 1 << 63, _NUM_HASHES, dtype=np.uint64) * np.uint
 _ADDENDS = _rng.integers(0, 1 << 63, _NUM_HASHES, dtype=np.uint64)
 _BETWEEN_WORDS = re.compile(r"""[\s.,;:!?"'()\[\]{}_`\u00b4\u2018-\u201f\u2026\u00a1\u00bf\u3002\uff0c\uff1f]+""")
 _STEP = np.uint64(0x9E3779B97F4A7C15)
-_MIX = np.uint64(0xBF58476D1CE4E5B9)
 
 
 def normalised(text: str) -> str:
@@ -48,7 +47,7 @@ def runs(words: Sequence[str], length: int) -> Keys:
     hashes = np.fromiter((_word_key(word) for word in words), np.uint64, len(words))
     result = np.zeros(count, np.uint64)
     for offset in range(length):
-        result = _mixed(result * _STEP + hashes[offset : offset + count])
+        result = mixed(result * _STEP + hashes[offset : offset + count])
     return np.unique(result)
 
 
@@ -61,11 +60,11 @@ def bands(shingled: Keys) -> Keys:
     """MinHash of a row's shingles in ``NUM_BANDS`` keys: rows that share one are likely alike. Zeros for no shingle."""
     if not len(shingled):
         return np.zeros(NUM_BANDS, np.uint64)
-    smallest = _mixed(shingled[None, :] * _MULTIPLIERS[:, None] + _ADDENDS[:, None]).min(axis=1)
+    smallest = mixed(shingled[None, :] * _MULTIPLIERS[:, None] + _ADDENDS[:, None]).min(axis=1)
     rows = smallest.reshape(NUM_BANDS, ROWS_PER_BAND)
     result = np.arange(1, NUM_BANDS + 1, dtype=np.uint64)
     for column in range(ROWS_PER_BAND):
-        result = _mixed(result * _STEP + rows[:, column])
+        result = mixed(result * _STEP + rows[:, column])
     return result
 
 
@@ -75,8 +74,12 @@ def similarity(one: Keys, other: Keys) -> float:
     return 1.0 if union == 0 else len(np.intersect1d(one, other, assume_unique=True)) / union
 
 
-def _mixed(values: Keys) -> Keys:
-    """Spreads every bit over all others; without it, close sums would have close keys."""
-    values = (values ^ (values >> np.uint64(29))) * _MIX
-    mixed: Keys = values ^ (values >> np.uint64(32))
-    return mixed
+def mixed(values: Keys) -> Keys:
+    """Keys with every bit spread over all others, else close sums would have close keys.
+
+    The finaliser of SplitMix64 (G. Steele, D. Lea, C. Flood, Fast splittable pseudorandom number generators, 2014).
+    """
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
+    spread: Keys = values ^ (values >> np.uint64(31))
+    return spread

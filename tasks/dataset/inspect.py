@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tasks.contracts.files import read_json
 from tasks.contracts.overrides import SettingsError, apply_overrides, read_experiment
 from tasks.contracts.settings import DatasetSettings
 from tasks.dataset.prepare import prepare, read_examples
-from tasks.dataset.quality import EXPLAINED
+from tasks.dataset.quality import EXPLAINED, quality_markdown
 from tasks.dataset.rendering.family import FAMILIES, Family, detect_family, family_for, prompt_text
 from tasks.dataset.sources.formats import FORMATS
 
@@ -51,7 +52,7 @@ def inspect(argv: Sequence[str]) -> int:
         tokenizer_file = folder / "tokenizer.json"
         tokenizer.save(str(tokenizer_file))
         prepare(settings, family, tokenizer_file, folder, _tell, may_be_empty=True)
-        print((folder / "quality.md").read_text().replace("tokens", unit))
+        print(quality_markdown(read_json(folder / "quality.json"), unit))
         _show(folder, family)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

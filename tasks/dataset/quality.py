@@ -36,7 +36,7 @@ EXPLAINED = {
     "undeclared_tool": "a call to a tool that is not offered",
     "unknown_argument": "a call has an argument that its tool does not",
     "unknown_role": "a turn of an unknown role",
-    "exact_duplicate": "the same requests and tools stand in another row",
+    "exact_duplicate": "the same requests, tools and calls stand in another row",
     "near_duplicate": "nearly the same words stand in another row",
     "offers_a_held_out_tool": "offers tools of the unseen_tools slice beside others",
     "beyond_the_source's_max_rows": "the source has more rows than its max_rows",
@@ -115,13 +115,13 @@ def write_quality(quality: Quality, folder: Path) -> None:
     write_text(folder / "lengths.svg", histogram(named, "tokens of a conversation", "share of the slice"))
 
 
-def quality_markdown(quality: Mapping[str, Any]) -> str:
-    """The quality report as a person reads it."""
+def quality_markdown(quality: Mapping[str, Any], unit: str = "tokens") -> str:
+    """The quality report as a person reads it; ``unit`` is what lengths were counted in."""
     rows, overlap = quality["rows"], quality["overlap"]
     lines = [
         "## Dataset",
         "",
-        "| slice | rows | " + " | ".join(CATEGORIES) + " | tools | mean tokens | 95 % under | longest |",
+        "| slice | rows | " + " | ".join(CATEGORIES) + f" | tools | mean {unit} | 95 % under | longest |",
         "|---|---:|" + "---:|" * (len(CATEGORIES) + 4),
     ]
     for name in SLICES:

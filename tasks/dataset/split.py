@@ -3,12 +3,13 @@
 Works on the rows' keys alone (:mod:`tasks.dataset.features`). What becomes of a row depends on the seed, on the row and on
 rows that are alike, never on how many others there are, except where a limit of the settings is reached:
 
-1. equal rows, then rows that are nearly equal: the first stays, one of the test side before one of the training side;
+1. by the hash of the first request to the test or the training side, so that conversations that open alike stay together;
 2. tools held out by their names: a row that offers only such tools can become a row of ``unseen_tools``, one that offers
    some of them is in no slice;
-3. the rest by the hash of the first request, so that conversations that open alike stay together;
-4. the slices up to their limits, in the order of another such hash;
-5. training rows in which a test request or a benchmark stands are left out before the training's limit counts.
+3. a source's rows up to its own limit, in the order of another such hash;
+4. equal rows, then rows that are nearly equal: the first stays, one of the test side before one of the training side;
+5. the tests up to their limits;
+6. training rows in which a test request or a benchmark stands are left out, then the training's limit counts.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ import numpy.typing as npt
 
 from tasks.contracts.settings import DatasetSettings
 from tasks.dataset.benchmarks import Benchmarks
-from tasks.dataset.features import Keys, similarity
+from tasks.dataset.features import Keys, mixed, similarity
 from tasks.dataset.ragged import Array, Ragged, any_in
 
 OUT, TRAIN, TEST, UNSEEN_TOOLS = -1, 0, 1, 2
@@ -51,7 +52,7 @@ class Keyed:
         source: index of the row's source, [rows].
         fixed: the slice that the source itself gives, or OUT, [rows].
         opening: key of the first request, [rows].
-        exact: key of all requests and the tools' names, [rows].
+        exact: key of all requests, the tools' names and the calls, [rows].
         bands: MinHash, [rows, bands].
         tools: keys of the tools on offer.
         requests: keys of everything the user says; ``asked``: of what a test would ask.
@@ -277,11 +278,7 @@ def _in_order(members: Array, order: Keys, fixed: Array | None = None) -> Array:
 def _hashed(keys: Array, seed: int, purpose: str) -> Keys:
     """64-bit hashes of keys that differ by seed and purpose."""
     salt = int.from_bytes(hashlib.sha256(f"{seed}\0{purpose}".encode()).digest()[:8], "big")
-    values = keys ^ np.uint64(salt)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
-    hashed: Keys = values ^ (values >> np.uint64(31))
-    return hashed
+    return mixed(keys ^ np.uint64(salt))
 
 
 def _uniform(keys: Array, seed: int, purpose: str) -> npt.NDArray[np.float64]:

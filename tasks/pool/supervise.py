@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.contracts.attempt import Progress, read_progress, read_result
-from tasks.contracts.job import JobError, JobFailed, JobHandle, JobSpec, JobState, LogLine, Pool
+from tasks.contracts.job import JobError, JobFailed, JobHandle, JobSpec, JobState, LogLine, Pool, PoolError
 
 EXPLAIN_S = 2
 """Between two questions what a job waits for."""
@@ -51,6 +51,7 @@ def supervise(pool: Pool, job: JobSpec, watch: Watch) -> dict[str, Any]:
         JobFailed: with the first failing rank's own error.
         Interrupted: ``watch.should_stop`` said so; the job is gone.
         ValueError: the pool cannot run such a job.
+        PoolError: the scheduler refuses it, or does not say that it has ended it.
     """
     handle = pool.submit(job)
     # Backends keep the attempt's folder in the handle's last part; a local handle is that folder.
@@ -75,8 +76,8 @@ def supervise(pool: Pool, job: JobSpec, watch: Watch) -> dict[str, Any]:
                 progress = reported
                 watch.on_progress(progress)
             metrics.forward(watch)
-    except BaseException:
-        pool.cancel(handle)
+    except BaseException as cause:
+        _end(pool, job, handle, cause)
         raise
     metrics.forward(watch)
     state = pool.state(handle)
@@ -84,9 +85,18 @@ def supervise(pool: Pool, job: JobSpec, watch: Watch) -> dict[str, Any]:
     if state is JobState.SUCCEEDED:
         return read_result(attempt)
     error = _with_full_disk(pool.error(handle) or JobError(f"ended in state {state.value}"), attempt)
+    failed = JobFailed(job.name, state, error)
     # A rank may have outlived its agent: a failed job leaves no process behind.
-    pool.cancel(handle)
-    raise JobFailed(job.name, state, error)
+    _end(pool, job, handle, failed)
+    raise failed
+
+
+def _end(pool: Pool, job: JobSpec, handle: JobHandle, cause: BaseException) -> None:
+    """Cancel the job; if that fails, what may still run is said before why it had to end."""
+    try:
+        pool.cancel(handle)
+    except PoolError as error:
+        raise PoolError(f"job {job.name} may still run ({handle}): {error}\nIt had to end for this: {cause}") from cause
 
 
 class _Queue:

@@ -92,7 +92,9 @@ def test_a_list_with_a_row_in_another_encoding_loses_that_row_only(tmp_path):
     result.assert_all_accounted_for(60)
 
 
-@pytest.mark.parametrize("cut", [b"", b"[", b'[{"a": 1}', b'[{"a": 1},', b'[{"a": 1} {"b": 2}]', b'[{"a": ', b"[nope]"])
+@pytest.mark.parametrize(
+    "cut", [b"", b"[", b'[{"a": 1}', b'[{"a": 1},', b'[{"a": 1} {"b": 2}]', b'[{"a": ', b"[nope]", b"[{}] {}"]
+)
 def test_a_list_that_is_cut_off_or_no_list_is_named(tmp_path, cut):
     path = tmp_path / "rows.json"
     path.write_bytes(cut)
@@ -130,13 +132,19 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
         list(rows)
 
 
-@pytest.mark.parametrize("tools", [None, "", "[]", [], {}, "{}", {"name": "f"}, '{"name": "f"}', 3, "nonsense", [[]]])
-def test_tools_of_any_kind(tmp_path, tools):
-    rows = [
-        *GOOD,
-        {"tools": tools, "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]},
-    ]
-    prepared(tmp_path / "out", write_jsonl(tmp_path / "rows.jsonl", rows)).assert_all_accounted_for(61)
+@pytest.mark.parametrize("tools", [None, "", "[]", [], {"name": "f"}, '{"name": "f"}'])
+def test_tools_of_any_kind_that_mean_some_or_none(tmp_path, tools):
+    assert prepared_lines(tmp_path, words_with(tools)) == []
+
+
+@pytest.mark.parametrize("tools", [{}, "{}", 3, "nonsense", [[]], {"name": 3}, [{"name": "f"}, {"name": "f"}]])
+def test_tools_that_are_none_are_bad_tools(tmp_path, tools):
+    assert prepared_lines(tmp_path, words_with(tools)) == ["bad_tools"]
+
+
+def words_with(tools) -> bytes:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]
+    return json.dumps({"tools": tools, "messages": turns}).encode()
 
 
 @pytest.mark.parametrize(
@@ -146,17 +154,20 @@ def test_tools_of_any_kind(tmp_path, tools):
         {"$ref": "#"},
         {"properties": {"place": {"$ref": "#/properties/place"}}},
         {"properties": {"place": {"type": "dict"}}},
-        {"properties": {"place": {"$dynamicRef": "file:///etc/passwd"}}},
-        {"properties": {"place": {"type": "string", "multipleOf": 0}}},
+        {"properties": {"place": {"type": "integer", "multipleOf": 0}}},
         {"properties": {"place": {"allOf": [{"allOf": [{"$ref": "#/properties/place"}]}]}}},
     ],
 )
 def test_schemas_that_refer_anywhere_or_nowhere(tmp_path, schema):
-    row = weather_row("Weather?")
+    row = weather_row("Weather?", place=1)
     row["tools"][0]["function"]["parameters"] = {"type": "object", "properties": {"place": {}}} | schema
-    began = time.monotonic()
-    assert prepared_lines(tmp_path, json.dumps(row).encode()) in (["bad_tools"], [])
-    assert time.monotonic() - began < 20
+    assert prepared_lines(tmp_path, json.dumps(row).encode()) == ["bad_tools"]
+
+
+def test_a_dynamic_reference_reads_no_file(tmp_path):
+    row = weather_row("Weather?")
+    row["tools"][0]["function"]["parameters"]["properties"]["place"] = {"$dynamicRef": "file:///etc/passwd"}
+    assert prepared_lines(tmp_path, json.dumps(row).encode()) == ["bad_tools"]
 
 
 def test_a_pattern_that_would_take_years_is_never_run(tmp_path):

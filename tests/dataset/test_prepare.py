@@ -156,11 +156,13 @@ class TestMixtures:
             (["a.jsonl", "a.jsonl"], "stand twice"),
             ([], "at least 1 item"),
             ("embedded", "needs max_rows"),
+            ([{"name": "embedded", "max_rows": 50}], "embedded with max_rows=50 leaves nothing"),
         ],
     )
     def test_sources_that_cannot_be_mixed_are_refused(self, sources, message):
+        sizes = {} if sources == "embedded" else {"max_rows": 500}
         with pytest.raises(SettingsError, match=message):
-            read_experiment({"model": {"name": "embedded"}, "dataset": {"sources": sources}})
+            read_experiment({"model": {"name": "embedded"}, "dataset": {"sources": sources} | sizes})
 
 
 def test_max_rows_chooses_by_the_seed(tmp_path):

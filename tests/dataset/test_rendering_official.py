@@ -130,19 +130,14 @@ class TestTemplates:
         assert prompt == asked
         assert prompt + answer + "\n" == taught
 
-    def test_the_loss_of_qwen2_5_is_that_of_trl_without_the_line_breaks_around_an_answer(self, case):
+    # TRL counts what stands around an answer as well: line breaks, and Qwen3's empty think block.
+    @pytest.mark.parametrize(("family", "around"), [("qwen2_5", "\n{}\n"), ("qwen3", "<think>\n\n</think>\n\n{}\n")])
+    def test_the_loss_is_that_of_trl_without_what_stands_around_an_answer(self, case, family, around):
         example = CONVERSATIONS[case]
-        prompt, answer, counted = ours("qwen2_5", example)
-        taught, marked = official("qwen2_5_training", [*example.messages, example.reply], example.tools)
+        prompt, answer, counted = ours(family, example)
+        taught, marked = official(f"{family}_training", [*example.messages, example.reply], example.tools)
         assert prompt + answer + "\n" == taught
-        assert [f"\n{text}\n" for text in counted] == marked
-
-    def test_the_loss_of_qwen3_is_that_of_trl_without_the_empty_think_block(self, case):
-        example = CONVERSATIONS[case]
-        prompt, answer, counted = ours("qwen3", example)
-        taught, marked = official("qwen3_training", [*example.messages, example.reply], example.tools)
-        assert prompt + answer + "\n" == taught
-        assert [f"<think>\n\n</think>\n\n{text}\n" for text in counted] == marked
+        assert [around.format(text) for text in counted] == marked
 
     def test_qwen3_is_the_official_text_but_for_the_think_blocks_of_earlier_answers(self, case):
         example = CONVERSATIONS[case]

@@ -25,7 +25,7 @@ from typing import Any
 
 from tasks.contracts.conversation import Message, Tool
 from tasks.contracts.prediction import Reading
-from tasks.dataset.rendering.json_calls import read_calls_by_line
+from tasks.dataset.rendering.json_calls import read_calls_by_line, write_call
 from tasks.dataset.rendering.segment import Segment
 
 INSTRUCTION = 'To call functions, answer with one {"name": ..., "arguments": {...}} a line and nothing else.'
@@ -79,10 +79,7 @@ class Generic:
         return [*segments, Segment(text + _head("Assistant"), False)]
 
     def answer(self, reply: Message) -> str:
-        calls = [
-            json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False) for call in reply.calls
-        ]
-        return ("\n".join(calls) or reply.content) + self.end_of_turn
+        return ("\n".join(map(write_call, reply.calls)) or reply.content) + self.end_of_turn
 
     def parse(self, text: str) -> Reading:
         return read_calls_by_line(text, arguments_key="arguments")

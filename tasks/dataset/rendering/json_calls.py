@@ -6,6 +6,7 @@ from typing import Any
 
 from tasks.contracts.conversation import Call
 from tasks.contracts.prediction import Reading
+from tasks.dataset.rendering.strict_json import STRICT
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 JSON_WHITE_SPACE = re.compile(r"[ \t\n\r]*")
@@ -22,6 +23,11 @@ def read_call(text: str, *, arguments_key: str) -> Call | str:
     except (ValueError, RecursionError) as error:
         return f"not JSON: {error}"
     return as_call(value, arguments_key=arguments_key)
+
+
+def write_call(call: Call, *, arguments_key: str = "arguments") -> str:
+    """A call as the JSON object that :func:`read_call` reads."""
+    return json.dumps({"name": call.name, arguments_key: call.arguments}, ensure_ascii=False)
 
 
 def as_call(value: Any, *, arguments_key: str) -> Call | str:
@@ -104,21 +110,6 @@ def read_leniently(text: str) -> Reading:
     return Reading(tuple(calls))
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) != len(keys):
-        raise ValueError(f"duplicate keys in {keys}")
-    return dict(pairs)
-
-
 def _skip_white_space(text: str, position: int) -> int:
     match = JSON_WHITE_SPACE.match(text, position)
     return match.end() if match else position
-
-
-STRICT = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique)
-"""JSON to the letter: no ``NaN``, no key twice."""

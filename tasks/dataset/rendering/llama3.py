@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from tasks.contracts.by_identity import by_identity
 from tasks.contracts.conversation import Message, Tool
 from tasks.contracts.prediction import Reading
-from tasks.dataset.rendering.json_calls import read_calls_by_line
+from tasks.dataset.rendering.json_calls import read_calls_by_line, write_call
 from tasks.dataset.rendering.segment import Segment
 
 SYSTEM = "Environment: ipython\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
@@ -58,9 +58,7 @@ class Llama3:
         return self._header(role) + content + self.end_of_turn
 
     def answer(self, reply: Message) -> str:
-        calls = [
-            json.dumps({"name": call.name, "parameters": call.arguments}, ensure_ascii=False) for call in reply.calls
-        ]
+        calls = [write_call(call, arguments_key="parameters") for call in reply.calls]
         return ("\n".join(calls) or reply.content) + self.end_of_turn
 
     def parse(self, text: str) -> Reading:

@@ -26,8 +26,9 @@ from typing import Any
 
 from tasks.contracts.conversation import Call, Message, Tool
 from tasks.contracts.prediction import Reading
-from tasks.dataset.rendering.json_calls import STRICT, as_call
+from tasks.dataset.rendering.json_calls import as_call
 from tasks.dataset.rendering.segment import Segment
+from tasks.dataset.rendering.strict_json import STRICT
 
 CALLS = "[TOOL_CALLS]"
 LIST_OF_OBJECTS = re.compile(r"\[\s*\{")

@@ -40,7 +40,7 @@ from collections.abc import Sequence
 from tasks.contracts.by_identity import by_identity
 from tasks.contracts.conversation import Message, Tool
 from tasks.contracts.prediction import Reading
-from tasks.dataset.rendering.json_calls import CLOSE, OPEN, read_tagged_calls
+from tasks.dataset.rendering.json_calls import CLOSE, OPEN, read_tagged_calls, write_call
 from tasks.dataset.rendering.segment import Segment
 
 BEFORE_TOOLS = (
@@ -98,10 +98,7 @@ class Qwen:
         return self._turn("user", "\n".join(results)) if results else ""
 
     def answer(self, reply: Message) -> str:
-        calls = [
-            f"{OPEN}\n{json.dumps({'name': call.name, 'arguments': call.arguments}, ensure_ascii=False)}\n{CLOSE}"
-            for call in reply.calls
-        ]
+        calls = [f"{OPEN}\n{write_call(call)}\n{CLOSE}" for call in reply.calls]
         return ("\n".join(calls) or reply.content) + self.end_of_turn
 
     def parse(self, text: str) -> Reading:

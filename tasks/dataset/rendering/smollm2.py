@@ -23,7 +23,7 @@ from typing import Any
 from tasks.contracts.by_identity import by_identity
 from tasks.contracts.conversation import Message, Tool
 from tasks.contracts.prediction import Reading
-from tasks.dataset.rendering.json_calls import CLOSE, OPEN, read_tagged_calls
+from tasks.dataset.rendering.json_calls import CLOSE, OPEN, read_tagged_calls, write_call
 from tasks.dataset.rendering.segment import Segment
 
 INSTRUCTION = 'Answer <tool_call>{"name": ..., "arguments": {...}}</tool_call>, or say that none fits.'
@@ -55,10 +55,7 @@ class SmolLM2:
         return f"<|im_start|>{role}\n{content}{self.end_of_turn}\n"
 
     def answer(self, reply: Message) -> str:
-        calls = [
-            OPEN + json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False) + CLOSE
-            for call in reply.calls
-        ]
+        calls = [OPEN + write_call(call) + CLOSE for call in reply.calls]
         return ("\n".join(calls) or reply.content) + self.end_of_turn
 
     def parse(self, text: str) -> Reading:

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import fsspec
 
-from tasks.dataset.sources.literals import strict_json
+from tasks.dataset.rendering.strict_json import STRICT
 from tasks.dataset.sources.rows import RowRejected
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
@@ -107,7 +107,7 @@ def parse(raw: RawRow) -> Mapping[str, Any]:
     if isinstance(raw, Mapping):
         return raw
     try:
-        row = strict_json(raw.decode("utf-8-sig"))
+        row = STRICT.decode(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise RowRejected("not_utf8", f"{error.reason} at byte {error.start}: {raw[:SHOWN]!r}") from error
     except (ValueError, RecursionError) as error:
@@ -147,23 +147,29 @@ def _too_large(size: int, beginning: bytes | str) -> RowRejected:
 def _array(file: IO[bytes], url: str) -> Iterator[RawRow]:
     """The entries of a JSON list, of which at most one block and one row are in memory."""
     text = _Text(file, url)
-    if text.skip_space() == "{":
+    sign = text.skip_space()
+    if sign == "{":
         # Rows one after the other, as many a .json file has them.
-        while text.has_more():
+        while text.skip_space():
             yield text.value()
         return
-    if text.skip_space() != "[":
-        raise DatasetNotFound(f"{url} must hold a JSON list of rows; it begins with {text.rest[:40]!r}")
+    if sign != "[":
+        raise DatasetNotFound(f"{url} must hold a JSON list of rows; it begins with {text.shown()}")
     text.advance(1)
     is_first = True
     while (sign := text.skip_space()) != "]":
+        if not sign:
+            raise DatasetNotFound(f"{url} ends in the middle of its list: it is cut off")
         if not is_first:
             if sign != ",":
-                raise DatasetNotFound(f"{url} is not JSON: a comma or ] is missing before {text.rest[:40]!r}")
+                raise DatasetNotFound(f"{url} is not JSON: a comma or ] is missing before {text.shown()}")
             text.advance(1)
             text.skip_space()
         is_first = False
         yield text.value()
+    text.advance(1)
+    if text.skip_space():
+        raise DatasetNotFound(f"{url} goes on after its list with {text.shown()}: it must hold one list, or rows alone")
 
 
 class _Text:
@@ -189,22 +195,19 @@ class _Text:
         self._position = 0
         return not self._is_complete
 
-    def has_more(self) -> bool:
-        """Whether anything but white space follows."""
-        try:
-            return bool(self.skip_space())
-        except DatasetNotFound:
-            return False
+    def shown(self) -> str:
+        """What follows, for an error."""
+        return repr(self.rest[self._position : self._position + SHOWN // 3])
 
     def skip_space(self) -> str:
-        """The next sign that is no white space, or '' at the end of the file, which is an error here."""
+        """The next sign that is no white space, or '' at the end of the file."""
         while True:
             while self._position < len(self.rest) and self.rest[self._position].isspace():
                 self._position += 1
             if self._position < len(self.rest):
                 return self.rest[self._position]
             if not self._more():
-                raise DatasetNotFound(f"{self._url} ends in the middle of its list: it is cut off")
+                return ""
 
     def advance(self, count: int) -> None:
         self._position += count
@@ -306,6 +309,6 @@ def _cell(text: str) -> Any:
     if not text.lstrip().startswith(("[", "{")):
         return text
     try:
-        return strict_json(text)
+        return STRICT.decode(text)
     except (ValueError, RecursionError):
         return text

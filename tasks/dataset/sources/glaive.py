@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.contracts.conversation import Message
-from tasks.dataset.sources.literals import DECODER, Repairs
+from tasks.dataset.rendering.strict_json import STRICT
+from tasks.dataset.sources.literals import Repairs
 from tasks.dataset.sources.rows import Conversation, RowRejected, conversation, read_call, read_tools
 
 TURN = re.compile(r"^(USER|ASSISTANT|FUNCTION RESPONSE):", re.MULTILINE)
@@ -40,7 +41,7 @@ def _objects(text: str) -> list[Any]:
     found, position = [], 0
     while (start := text.find("{", position)) >= 0:
         try:
-            value, position = DECODER.raw_decode(text, start)
+            value, position = STRICT.raw_decode(text, start)
         except (ValueError, RecursionError) as error:
             raise RowRejected("bad_tools", f"{error}: {text[start : start + 120]!r}") from error
         found.append(value)

@@ -14,11 +14,11 @@ and ``turns_after_the_last_answer`` (nobody answers them, so there is nothing in
 """
 
 import ast
-import json
-import math
 import re
 from collections import Counter
 from typing import Any
+
+from tasks.dataset.rendering.strict_json import STRICT, finite
 
 MAX_LITERAL_CHARACTERS = 200_000
 """Python's parser is asked for no more: it takes much memory per character."""
@@ -41,7 +41,7 @@ def read_value(text: str, repairs: Repairs) -> Any:
         ValueError: it means none: also for duplicate keys, NaN, and numbers that overflow.
     """
     try:
-        return strict_json(text)
+        return STRICT.decode(text)
     except (ValueError, RecursionError) as error:
         problem = error
     used: list[str] = []
@@ -62,7 +62,7 @@ def read_value(text: str, repairs: Repairs) -> Any:
             if not used:
                 break
             try:
-                value = strict_json(candidate)
+                value = STRICT.decode(candidate)
             except (ValueError, RecursionError):
                 pass
             else:
@@ -75,16 +75,6 @@ def read_value(text: str, repairs: Repairs) -> Any:
         repairs.update({"python_literal", *used})
         return value
     raise ValueError(f"neither JSON nor a literal ({problem}): {text[:120]!r}")
-
-
-def strict_json(text: str) -> Any:
-    """JSON to the letter.
-
-    Raises:
-        ValueError: not JSON, a key that stands twice, or a number that is none.
-        RecursionError: nested too deeply.
-    """
-    return DECODER.decode(text)
 
 
 def literal(text: str) -> Any:
@@ -115,32 +105,9 @@ def _as_json(value: Any) -> Any:
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
-        return _finite(repr(value))
+        return finite(repr(value))
     if isinstance(value, list | tuple):
         return [_as_json(entry) for entry in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: _as_json(entry) for key, entry in value.items()}
     raise ValueError(f"{type(value).__name__} is no JSON value")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-        raise ValueError(f"keys that stand twice: {twice[:5]}")
-    return value
-
-
-def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:40]} is larger than any number")
-    return value
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
-"""JSON to the letter, for reading a value in the middle of a text."""

@@ -20,7 +20,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.contracts.conversation import Call, Message
-from tasks.dataset.sources.literals import DECODER, MAX_LITERAL_CHARACTERS, Repairs, literal_node
+from tasks.dataset.rendering.strict_json import STRICT
+from tasks.dataset.sources.literals import MAX_LITERAL_CHARACTERS, Repairs, literal_node
 from tasks.dataset.sources.rows import Conversation, RowRejected, conversation, read_tools, read_turns, role_and_text
 
 TYPES = {"dict": "object", "float": "number", "int": "integer", "list": "array", "tuple": "array", "bool": "boolean",
@@ -46,7 +47,7 @@ def _tools(system: str) -> Any:
     if start < 0:
         return []
     try:
-        return DECODER.raw_decode(system, start)[0]
+        return STRICT.raw_decode(system, start)[0]
     except (ValueError, RecursionError) as error:
         raise RowRejected("bad_tools", f"{error}: {system[start : start + 120]!r}") from error
 
