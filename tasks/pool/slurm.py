@@ -20,6 +20,8 @@ from tasks.pool.slurm_script import comment, sbatch_script
 COMMAND_LIMIT_S = 60
 CANCEL_LIMIT_S = 120
 POLL_S = 1.0
+STORAGE_LAG_S = 60
+"""Longer than the attribute cache of NFS keeps (acdirmax)."""
 
 _QUEUED = {"PENDING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "STOPPED"}
 _RUNNING = {"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING"}
@@ -33,6 +35,7 @@ class SlurmPool:
 
     def __init__(self, settings: SlurmSettings) -> None:
         self._settings = settings
+        self._completed: dict[JobHandle, float] = {}
 
     def submit(self, job: JobSpec) -> JobHandle:
         folder = Path(job.folder)
@@ -78,7 +81,10 @@ class SlurmPool:
         if told in _RUNNING:
             return JobState.RUNNING
         if told == "COMPLETED":
-            return ended or JobState.FAILED
+            # Shared storage may show what a node wrote only after a while: until then nothing is said to have failed.
+            seen = self._completed.setdefault(job, time.monotonic())
+            is_late = time.monotonic() - seen > STORAGE_LAG_S
+            return ended or (JobState.FAILED if is_late else JobState.RUNNING)
         for states, state in (
             (_LOST, JobState.PREEMPTED),
             (_CANCELLED, JobState.CANCELLED),
@@ -89,10 +95,10 @@ class SlurmPool:
         return JobState.UNKNOWN
 
     def explain(self, job: JobHandle) -> str | None:
-        number = self._number(Path(job))
-        if number is None:
-            return None
         try:
+            number = self._number(Path(job))
+            if number is None:
+                return None
             lines = _slurm("squeue", "--noheader", "--jobs", number, "--format=%T %r").split("\n")
         except PoolError as error:
             return str(error)
@@ -153,8 +159,11 @@ class SlurmPool:
         exit_file = attempt / "exit.json"
         if exit_file.exists() and (reason := read_json(exit_file).get("reason")):
             return str(reason)
-        number = self._number(attempt)
-        told = None if number is None else _state_of(number)
+        try:
+            number = self._number(attempt)
+            told = None if number is None else _state_of(number)
+        except PoolError as error:
+            return f"the job ended, and Slurm cannot be asked how: {error}"
         log = attempt / "slurm.log"
         last = [line for line in (log.read_text(errors="replace").splitlines() if log.exists() else []) if line.strip()]
         words = f": {last[-1]}" if last else ""

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from tasks.contracts.job import JobSpec, PoolError
+from tasks.contracts.files import write_json
+from tasks.contracts.job import JobSpec, JobState, PoolError
 from tasks.contracts.settings import SlurmSettings
+from tasks.pool import slurm
 from tasks.pool.slurm import SlurmPool
 from tasks.pool.slurm_script import sbatch_script
 
@@ -78,3 +80,31 @@ def test_without_slurms_commands_it_says_where_to_run(tmp_path, monkeypatch):
     job = dataclasses.replace(SMALL, folder=str(tmp_path / "job"))
     with pytest.raises(PoolError, match=r"sbatch not found.*login node"):
         SlurmPool(SlurmSettings()).submit(job)
+
+
+def test_what_a_node_wrote_may_be_seen_late_but_not_never(tmp_path, monkeypatch):
+    attempt = tmp_path / "001"
+    attempt.mkdir()
+    write_json(attempt / "handle.json", {"slurm_job_id": "7"})
+    monkeypatch.setattr(slurm, "_state_of", lambda number: "COMPLETED")
+    pool = SlurmPool(SlurmSettings())
+    assert pool.state(attempt) is JobState.RUNNING
+    monkeypatch.setattr(slurm, "STORAGE_LAG_S", -1)
+    assert pool.state(attempt) is JobState.FAILED
+    write_json(attempt / "exit.json", {"state": "succeeded", "exit_code": 0})
+    assert pool.state(attempt) is JobState.FAILED
+    write_json(attempt / "result.json", {})
+    assert pool.state(attempt) is JobState.SUCCEEDED
+
+
+def test_a_controller_that_is_away_is_quoted_and_fails_nothing(tmp_path, monkeypatch):
+    def away(number):
+        raise PoolError("squeue: Unable to contact slurm controller")
+
+    write_json(tmp_path / "handle.json", {"slurm_job_id": "7"})
+    monkeypatch.setattr(slurm, "_state_of", away)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    pool = SlurmPool(SlurmSettings())
+    assert pool.state(tmp_path) is JobState.UNKNOWN
+    assert pool.error(tmp_path) is None
+    assert "squeue not found" in pool.explain(tmp_path)
