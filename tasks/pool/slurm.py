@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tasks.contracts.files import read_json, write_json, write_text
 from tasks.contracts.job import JobError, JobHandle, JobSpec, JobState, LogLine, PoolError
-from tasks.contracts.settings import SlurmSettings
+from tasks.contracts.pool_settings import SlurmSettings
 from tasks.pool.attempts import begin_attempt, follow, job_error, log_paths, newest_attempt, submitting
 from tasks.pool.slurm_script import comment, sbatch_script
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tasks.contracts.job import JobSpec
-from tasks.contracts.settings import SlurmSettings
+from tasks.contracts.pool_settings import SlurmSettings
 from tasks.pool.attempts import FAILURES
 from tasks.pool.launch import Rendezvous, agent_command
 

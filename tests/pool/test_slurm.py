@@ -12,7 +12,7 @@ import pytest
 
 from tasks.contracts.files import read_json
 from tasks.contracts.job import JobFailed, JobState, PoolError
-from tasks.contracts.settings import SlurmSettings
+from tasks.contracts.pool_settings import SlurmSettings
 from tasks.pool.slurm import SlurmPool
 from tasks.pool.supervise import Watch, supervise
 from tests.conftest import REPOSITORY

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from tasks.contracts.files import write_json
 from tasks.contracts.job import JobSpec, JobState, PoolError
-from tasks.contracts.settings import SlurmSettings
+from tasks.contracts.pool_settings import SlurmSettings
 from tasks.pool import slurm
 from tasks.pool.slurm import SlurmPool
 from tasks.pool.slurm_script import sbatch_script

@@ -1,0 +1,82 @@
+"""Settings of the GPU pool: which scheduler, how wide, and what each scheduler must be told."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from tasks.contracts.frozen_settings import Settings
+
+Word = Annotated[str, Field(pattern=r"^[^\s\"'`$\\]+$")]
+"""What stands in a directive as it is: no white space, quote or shell sign."""
+Line = Annotated[str, Field(pattern=r"^[^\r\n\x00]+$")]
+
+
+class SlurmSettings(Settings):
+    """Where on a Slurm cluster (and so on Soperator) jobs run. Empty: the cluster's default."""
+
+    partition: Word | None = None
+    """Partition, or several with commas between them."""
+    account: Word | None = None
+    """Account that is charged."""
+    qos: Word | None = None
+    """Quality of service."""
+    constraint: Word | None = None
+    """Features that the nodes must have."""
+    reservation: Word | None = None
+    """Reservation to run in."""
+    cpus_per_node: int | None = Field(default=None, ge=1)
+    """Processors of each node for the job."""
+    memory_per_node_gbytes: int | None = Field(default=None, ge=1)
+    """Memory of each node for the job (1 GB = 2^30 bytes, as Slurm counts); 0 of Slurm, all, is `exclusive`."""
+    exclusive: bool = False
+    """Whole nodes, nobody else on them."""
+    requeue: bool = True
+    """Slurm starts the job again when it was preempted or lost a node; it goes on from its newest checkpoint."""
+    directives: tuple[Line, ...] = ()
+    """Further lines for sbatch without `#SBATCH`, as `--mail-type=FAIL`."""
+    setup: tuple[Line, ...] = ()
+    """Lines of shell before the job starts, as `module load cuda/12.8`."""
+    python: Line | None = None
+    """Interpreter with this project's packages, where the nodes see it; empty: the path of the one that submits."""
+    container_image: Line | None = None
+    """Image or .sqsh file in which the ranks run (Pyxis and Enroot); `python` is then a path inside it."""
+    container_mounts: tuple[Word, ...] = ()
+    """Mounts into the container, as `/shared:/shared`; the storage folders must be among them."""
+    env: dict[str, str] = {}
+    """Environment of the ranks, as `NCCL_IB_HCA: mlx5`; never a secret."""
+    forward_env: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], ...] = (
+        "HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE",
+    )  # fmt: skip
+    """Variables of the submitting process that the ranks get; of all others only PATH, HOME, USER and LANG travel."""
+
+    @field_validator("env")
+    @classmethod
+    def _names(cls, value: dict[str, str]) -> dict[str, str]:
+        if bad := [name for name in value if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)]:
+            raise ValueError(f"{bad} are no names of environment variables")
+        return value
+
+
+class PoolSettings(Settings):
+    """Where the jobs run and how wide."""
+
+    backend: Literal["local", "slurm"] = "local"
+    """`local`: torchrun agents on this machine, one per emulated node. `slurm`: sbatch and srun, from a machine that has
+    Slurm's commands and the shared folder."""
+    num_nodes: int = Field(default=1, ge=1, le=1024)
+    """Nodes of a training or inference job."""
+    processes_per_node: int = Field(default=1, ge=1, le=64)
+    """Ranks per node: one per GPU, or CPU processes where `gpus` is off."""
+    gpus: bool = True
+    """One GPU per rank; off: ranks compute on the CPU."""
+    time_limit_minutes: float = Field(default=240, gt=0)
+    """A job that runs longer is ended and reported as failed."""
+    queue_limit_minutes: float | None = Field(default=None, gt=0)
+    """A job that waits longer for its turn is withdrawn and reported as failed; empty: it waits as long as it takes."""
+    slurm: SlurmSettings = SlurmSettings()
+
+    @property
+    def world_size(self) -> int:
+        """Ranks over all nodes."""
+        return self.num_nodes * self.processes_per_node
