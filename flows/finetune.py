@@ -46,14 +46,16 @@ from flows.preflight import check_experiment
 from flows.timing import print_timing
 from tasks.compare_models import compare_models
 from tasks.contracts.comparison import Comparison
+from tasks.contracts.deployments import deployment_values
 from tasks.contracts.files import link, write_json
-from tasks.contracts.job import JobHandle
 from tasks.contracts.overrides import SettingsError, apply_overrides, read_experiment
 from tasks.contracts.run_folder import RunFolder
 from tasks.contracts.settings import Experiment
+from tasks.lease import lease
+from tasks.pool.cancel import cancel_run
 from tasks.pool.supervise import Interrupted
 from tasks.prepare_dataset import prepare_dataset
-from tasks.run import Run, open_pool
+from tasks.run import Run
 from tasks.run_inference import run_inference
 from tasks.stage import cause_first
 from tasks.tracking.mlflow_runs import Status, Tracking
@@ -73,13 +75,6 @@ def cancel_jobs(flow: Any, flow_run: FlowRun, state: State) -> None:
     cancel_run(experiment, folder)
 
 
-def cancel_run(experiment: Experiment, folder: RunFolder) -> None:
-    """Stop every job of a run; when this returns none of their processes is left."""
-    pool = open_pool(experiment)
-    for newest in sorted(folder.jobs.glob("*/NEWEST")):
-        pool.cancel(JobHandle(str(newest.parent / newest.read_text().strip())))
-
-
 @flow(name="finetune", on_cancellation=[cancel_jobs], on_crashed=[cancel_jobs], persist_result=False)
 def finetune(experiment: Experiment, overrides: Sequence[str] = (), run: str | None = None) -> Any:
     """Fine-tune a model for function calling and compare it with the original.
@@ -93,6 +88,12 @@ def finetune(experiment: Experiment, overrides: Sequence[str] = (), run: str | N
     experiment = experiment.model_copy(update={"storage": experiment.storage.resolved()})
     folder = RunFolder(experiment.storage, run or str(current_flow_run.id))
     check_experiment(experiment, folder)
+    with lease(folder.owner, str(current_flow_run.id)):
+        return _drive(experiment, folder)
+
+
+def _drive(experiment: Experiment, folder: RunFolder) -> Any:
+    """The run, from its start in MLflow to the state that Prefect shows."""
     started = start_run(experiment, folder)
     try:
         comparison = run_stages(started)
@@ -249,26 +250,6 @@ def _conclude(state: State, folder: RunFolder) -> int:
         return GATES_FAILED
     print(f"logs: {folder.jobs}", file=sys.stderr)
     return ERROR
-
-
-def deployment_values(deployment: str) -> dict[str, Any]:
-    """The experiment that ``deployments/prefect.yaml`` gives a deployment of this flow.
-
-    Raises:
-        SettingsError: there is no such deployment.
-    """
-    import yaml
-
-    text = (REPOSITORY / "deployments" / "prefect.yaml").read_text()
-    found = {
-        entry["name"]: entry["parameters"]["experiment"]
-        for entry in yaml.safe_load(text)["deployments"]
-        if entry["entrypoint"].endswith(":finetune")
-    }
-    if deployment not in found:
-        raise SettingsError(f"{deployment!r} is no deployment of finetune; there are: {', '.join(sorted(found))}")
-    values: dict[str, Any] = found[deployment]
-    return values
 
 
 def _listed(what: str, error: object) -> str:

@@ -21,7 +21,7 @@ def job(tmp_path: Path, name: str = "toy", **arguments) -> JobSpec:
         arguments=arguments,
         folder=str(tmp_path / "jobs" / name),
         env={"PYTHONPATH": str(REPOSITORY)},
-        **{"num_nodes": 2, "min_num_nodes": 2, "time_limit_s": 300} | settings,
+        **{"num_nodes": 2, "time_limit_s": 300} | settings,
     )
 
 
