@@ -65,7 +65,7 @@ PASSED, ERROR, BAD_SETTINGS, GATES_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def cancel_jobs(flow: Any, flow_run: FlowRun, state: State) -> None:
-    """Hook of a flow run that was cancelled or crashed; in another process, so the jobs are found on disk."""
+    """Hook of a flow run that was cancelled; in another process, so the jobs are found on disk."""
     parameters = flow_run.parameters
     values = parameters["experiment"]
     values = values.model_dump(mode="json") if isinstance(values, Experiment) else values
@@ -75,7 +75,8 @@ def cancel_jobs(flow: Any, flow_run: FlowRun, state: State) -> None:
     cancel_run(experiment, folder)
 
 
-@flow(name="finetune", on_cancellation=[cancel_jobs], on_crashed=[cancel_jobs], persist_result=False)
+# A crash leaves the job to whoever takes the run over (a retry, or flows/reconcile.py), and so has no hook.
+@flow(name="finetune", on_cancellation=[cancel_jobs], persist_result=False)
 def finetune(experiment: Experiment, overrides: Sequence[str] = (), run: str | None = None) -> Any:
     """Fine-tune a model for function calling and compare it with the original.
 

@@ -7,8 +7,8 @@
 A flow that is killed hard runs no hooks: Prefect and MLflow show it as running, and its job runs on. A run counts as left
 when its flow stopped renewing the lease in its folder. `adopt` schedules a run that has a deployment again, whose worker then
 finds the running job by its name; one that was started by hand, or was taken over often enough, is ended instead: its jobs
-are cancelled, Prefect says Crashed and MLflow KILLED. The automation that `make ui` makes starts this flow when a flow
-run's heartbeats stay away.
+are cancelled, Prefect says Crashed and MLflow KILLED. Automations that `make ui` makes start this flow when a flow run has
+crashed or its heartbeats stay away.
 """
 
 import argparse
@@ -83,7 +83,8 @@ def reconcile(storage: str = "storage", action: Action = "adopt", is_dry_run: bo
 def _decide(flow_run: FlowRun | None, action: Action) -> Action:
     if action == "cancel" or flow_run is None or flow_run.deployment_id is None:
         return "cancel"
-    has_ended = flow_run.state is not None and flow_run.state.is_final()
+    # Whoever else ended it meant it; a crash is what a retry is for.
+    has_ended = flow_run.state is not None and flow_run.state.is_final() and not flow_run.state.is_crashed()
     return "cancel" if has_ended or flow_run.run_count >= MAX_TAKEOVERS else "adopt"
 
 

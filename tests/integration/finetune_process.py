@@ -77,6 +77,11 @@ async def flow_run_named(stack: Addresses, run: str) -> FlowRun:
         return next(f for f in flow_runs if f.parameters.get("run") == run)
 
 
+def prefect_state(stack: Addresses, run: str) -> str:
+    """The flow run's state at this moment."""
+    return asyncio.run(flow_run_named(stack, run)).state.name
+
+
 def prefect_states(stack: Addresses, run: str) -> tuple[str, dict[str, str]]:
     """The flow run's state and its tasks' states, as the Prefect server has them."""
 

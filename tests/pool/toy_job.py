@@ -1,6 +1,7 @@
 """A job small enough for tests: ``torchrun -m tests.pool.toy_job spec.json``. It does what its arguments say."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -9,11 +10,16 @@ from typing import Any
 import torch.distributed
 
 from tasks.contracts.attempt import Attempt, run_rank
+from tasks.contracts.job import LEFT_EXIT_CODE
 
 
 def main(attempt: Attempt) -> Mapping[str, Any] | None:
     arguments = attempt.arguments
     rank = int(os.environ["RANK"])
+    told: list[int] = []
+    if arguments.get("leaves"):
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, lambda number, frame: told.append(number))
     torch.distributed.init_process_group("gloo")
     total = torch.tensor([rank + 1])
     torch.distributed.all_reduce(total)
@@ -23,8 +29,14 @@ def main(attempt: Attempt) -> Mapping[str, Any] | None:
         attempt.log_metrics(1, {"sum": float(total)})
     if arguments.get("fail_rank") == rank:
         raise ValueError(f"rank {rank} has a bad value: 42")
-    if arguments.get("hang"):
-        time.sleep(600)
+    # In every attempt, or in those before the one of this number.
+    if arguments.get("hang") is True or int(attempt.folder.name) < arguments.get("hang", 0):
+        deadline = time.monotonic() + 600
+        while time.monotonic() < deadline and not told:
+            time.sleep(0.05)
+    if told:
+        print(f"rank {rank} leaves at signal {told[0]}")
+        sys.exit(LEFT_EXIT_CODE)
     time.sleep(arguments.get("pause_s", 0))
     # Rank 0 waits for the others here, and loses its peer when one fails.
     torch.distributed.barrier()
