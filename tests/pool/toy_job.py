@@ -20,10 +20,16 @@ def main(attempt: Attempt) -> Mapping[str, Any] | None:
     if arguments.get("leaves"):
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, lambda number, frame: told.append(number))
-    torch.distributed.init_process_group("gloo")
-    total = torch.tensor([rank + 1])
+    on_gpu = bool(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
+    total = torch.tensor([rank + 1], device=device)
     torch.distributed.all_reduce(total)
     print(f"rank {rank} sees the sum {total.item()}")
+    if on_gpu:
+        print(
+            f"rank {rank} has {torch.cuda.get_device_properties(device).uuid} of {os.environ['CUDA_VISIBLE_DEVICES']}"
+        )
     attempt.report_progress(1, 2, "sums")
     if rank == 0:
         attempt.log_metrics(1, {"sum": float(total)})
