@@ -261,7 +261,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m flows.finetune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("deployment", help="whose values to use: demo, poc or poc-reference")
+    parser.add_argument("deployment", help="whose values to use: demo, demo-slurm, poc, ... (deployments/prefect.yaml)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting; repeatable"
     )

@@ -31,9 +31,9 @@ SMALL = {
 STAGES = {"prepare_dataset", "run_inference_baseline", "train_adapter", "run_inference_finetuned", "compare_models"}
 
 
-def start(storage: Path, stack: Addresses, run: str, **settings) -> subprocess.Popen:
+def start(storage: Path, stack: Addresses, run: str, *, deployment: str = "demo", **settings) -> subprocess.Popen:
     values = SMALL | {"storage.shared": storage} | {k.replace("__", "."): v for k, v in settings.items()}
-    command = [sys.executable, "-m", "flows.finetune", "demo", "--run", run]
+    command = [sys.executable, "-m", "flows.finetune", deployment, "--run", run]
     for name, value in values.items():
         command += ["--set", f"{name}={value}"]
     return subprocess.Popen(
