@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from tasks.contracts.frozen_settings import Settings
+from tasks.contracts.kubernetes_settings import KubernetesSettings
 
 Word = Annotated[str, Field(pattern=r"^[^\s\"'`$\\]+$")]
 """What stands in a directive as it is: no white space, quote or shell sign."""
@@ -43,7 +44,7 @@ class SlurmSettings(Settings):
     """Image or .sqsh file in which the ranks run (Pyxis and Enroot); `python` is then a path inside it."""
     container_mounts: tuple[Word, ...] = ()
     """Mounts into the container, as `/shared:/shared`; the storage folders must be among them."""
-    env: dict[str, str] = {}
+    env: dict[str, str] = Field(default_factory=dict)
     """Environment of the ranks, as `NCCL_IB_HCA: mlx5`; never a secret."""
     forward_env: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], ...] = (
         "HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE",
@@ -61,9 +62,9 @@ class SlurmSettings(Settings):
 class PoolSettings(Settings):
     """Where the jobs run and how wide."""
 
-    backend: Literal["local", "slurm"] = "local"
+    backend: Literal["local", "slurm", "kubernetes"] = "local"
     """`local`: torchrun agents on this machine, one per emulated node. `slurm`: sbatch and srun, from a machine that has
-    Slurm's commands and the shared folder."""
+    Slurm's commands and the shared folder. `kubernetes`: an Indexed Job, from wherever the API and the shared folder are seen."""
     num_nodes: int = Field(default=1, ge=1, le=1024)
     """Nodes of a training or inference job."""
     processes_per_node: int = Field(default=1, ge=1, le=64)
@@ -75,6 +76,7 @@ class PoolSettings(Settings):
     queue_limit_minutes: float | None = Field(default=None, gt=0)
     """A job that waits longer for its turn is withdrawn and reported as failed; empty: it waits as long as it takes."""
     slurm: SlurmSettings = SlurmSettings()
+    kubernetes: KubernetesSettings = KubernetesSettings()
 
     @property
     def world_size(self) -> int:
