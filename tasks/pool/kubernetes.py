@@ -32,6 +32,7 @@ from tasks.pool.kubernetes_status import (
     index_of,
     is_late,
     is_overdue,
+    is_running,
     last_words,
     state_of,
     why_ended,
@@ -215,6 +216,10 @@ class KubernetesPool:
         """The Job is gone and nobody saw it end, or it was never made: every node's own exit status decides."""
         if not (attempt / "handle.json").exists():
             return _conclude(attempt, JobState.FAILED, "the submission was cut short before anything was made")
+        now = datetime.now(UTC)
+        if any(is_running(pod) and not is_overdue(pod, now) for pod in self._pods(attempt)):
+            # Whoever deleted the Job did not wait for its pods.
+            return JobState.RUNNING
         codes = exit_codes(attempt, read_json(attempt / "spec.json")["num_nodes"])
         if all(code == 0 for code in codes) and (attempt / "result.json").exists():
             return _conclude(attempt, JobState.SUCCEEDED, "")

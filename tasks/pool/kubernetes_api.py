@@ -148,7 +148,6 @@ class KubernetesApi:
         return ""
 
 
-@functools.cache
 def open_api(context: str | None) -> KubernetesApi:
     """The cluster of the settings; asked again, the same connections."""
     return _open_api(context, os.environ.get("KUBECONFIG"))

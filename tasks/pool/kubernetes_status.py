@@ -69,11 +69,15 @@ def _has_begun(job: Object) -> bool:
     )
 
 
+def is_running(pod: Object) -> bool:
+    """Whether its container may still run."""
+    return pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")
+
+
 def is_overdue(pod: Object, now: datetime) -> bool:
     """Whether a pod had to be gone for some time and is not: its node does not answer."""
     until = pod["metadata"].get("deletionTimestamp")
-    ended = pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
-    return until is not None and not ended and now - datetime.fromisoformat(until) > OVERDUE
+    return until is not None and is_running(pod) and now - datetime.fromisoformat(until) > OVERDUE
 
 
 def disruption(job: Object, pods: Sequence[Object]) -> str | None:
