@@ -9,21 +9,21 @@ broken connection and every 410 with a list, and would still have to be checked 
 not all of them run.
 """
 
+import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from tasks.contracts.files import read_json, write_json, write_text
+from tasks.contracts.files import read_json, write_text
 from tasks.contracts.job import JobError, JobHandle, JobSpec, JobState, LogLine, PoolError
 from tasks.contracts.kubernetes_settings import KubernetesSettings
 from tasks.pool.attempts import begin_attempt, follow, job_error, log_paths, newest_attempt, submitting
-from tasks.pool.kubernetes_api import ApiError, KubernetesApi, Unreachable, open_api, path_of
-from tasks.pool.kubernetes_objects import CONTAINER, LEFT_EXIT_CODE, TOKEN, render_job, render_service
+from tasks.pool.kubernetes_api import Unreachable, open_api
+from tasks.pool.kubernetes_attempt import AttemptObjects
+from tasks.pool.kubernetes_objects import LEFT_EXIT_CODE, TOKEN, check_reachable, render_job
 from tasks.pool.kubernetes_pod import exit_codes
 from tasks.pool.kubernetes_status import (
     all_ready,
@@ -49,7 +49,10 @@ STORAGE_LAG_S = 60
 """Longer than the attribute cache of NFS keeps (acdirmax)."""
 CANNOT_START_LIMIT_S = 180
 """An image that cannot be pulled for so long is taken to be not there."""
-NUM_LAST_LINES = 15
+DISRUPTED = "disrupted.txt"
+"""Of an attempt: what took a pod away."""
+DELETED = "deleted.txt"
+"""Of an attempt: its Job was deleted before it had ended, by a cancellation or by somebody else."""
 
 
 class KubernetesPool:
@@ -65,10 +68,6 @@ class KubernetesPool:
         self._stuck: dict[JobHandle, float] = {}
         self._pods_seen: dict[JobHandle, float] = {}
         self._ran: set[JobHandle] = set()
-
-    @property
-    def _api(self) -> KubernetesApi:
-        return open_api(self._settings.context)
 
     def submit(self, job: JobSpec) -> JobHandle:
         folder = Path(job.folder)
@@ -89,16 +88,13 @@ class KubernetesPool:
     def _begin(self, job: JobSpec, newest: Path | None) -> JobHandle:
         token = uuid.uuid4().hex[:12]
         # A job that cannot be is refused before it becomes an attempt.
-        render_job(job, Path(job.folder) / "000", token, self._settings)
+        check_reachable(job, self._settings)
         attempt = begin_attempt(job, newest)
         log_paths(job, attempt)
         rendered = render_job(job, attempt, token, self._settings)
-        meta = rendered["metadata"]
-        # On disk before anything is made: whatever happens then, the Job can be found by them.
-        write_text(attempt / "job.yaml", yaml.safe_dump(rendered, sort_keys=False))
-        write_json(attempt / "handle.json", {"namespace": meta["namespace"], "job": meta["name"], "token": token})
+        objects = AttemptObjects.record(open_api(self._settings.context), attempt, rendered, token)
         try:
-            self._create(rendered, token)
+            objects.create()
         except Unreachable:
             # It may have been made: nothing is said of its end, and the next submission looks.
             raise
@@ -107,69 +103,47 @@ class KubernetesPool:
             raise
         return JobHandle(str(attempt))
 
-    def _create(self, rendered: Object, token: str) -> None:
-        """The Job and then its Service, which belongs to it from the start: nothing half made can stay."""
-        namespace, name = rendered["metadata"]["namespace"], rendered["metadata"]["name"]
-        try:
-            made = self._api.request("POST", path_of("batch/v1", namespace, "jobs"), body=rendered)
-        except ApiError as error:
-            if error.status != 409:
-                raise
-            # An answer that was lost on its way, and the request was sent again; or somebody else's.
-            made = self._api.request("GET", path_of("batch/v1", namespace, "jobs", name))
-            if made["metadata"].get("labels", {}).get(TOKEN) != token:
-                raise PoolError(
-                    f"a Job {name} is in namespace {namespace} already and is not this attempt's (label {TOKEN}): "
-                    "another installation has the same storage path; use another namespace, or delete that Job"
-                ) from error
-        try:
-            self._create_service(rendered, made["metadata"]["uid"])
-        except ApiError:
-            self._delete_job(namespace, name, made["metadata"]["uid"])
-            raise
-
-    def _create_service(self, rendered: Object, uid: str) -> None:
-        service = render_service(rendered, uid)
-        try:
-            self._api.request("POST", path_of("v1", service["metadata"]["namespace"], "services"), body=service)
-        except ApiError as error:
-            if error.status != 409:
-                raise
-
     def _finish_submission(self, attempt: Path) -> None:
         """Make the Service of a Job whose maker died, or lost the API, in between."""
-        if (job := self._job(attempt)) is not None:
-            self._create_service(yaml.safe_load((attempt / "job.yaml").read_text()), job["metadata"]["uid"])
+        objects = self._objects(attempt)
+        if objects is not None and (job := objects.job()) is not None:
+            objects.create_service(job)
 
     def state(self, job: JobHandle) -> JobState:
         attempt = Path(job)
         if (ended := _left_behind(attempt)) is not None:
             return ended
         try:
-            found = self._job(attempt)
-            if found is None:
-                return self._judge_by_what_is_left(attempt)
-            state = self._follow_up(job, found)
+            objects = self._objects(attempt)
+            if objects is None:
+                return _conclude(attempt, JobState.FAILED, "the submission was cut short before anything was made")
+            found = objects.job()
+            return self._left(attempt, objects) if found is None else self._follow_up(job, objects, found)
         except PoolError:
             return JobState.UNKNOWN
-        return state
 
-    def _follow_up(self, handle: JobHandle, job: Object) -> JobState:
+    def _follow_up(self, handle: JobHandle, objects: AttemptObjects, job: Object) -> JobState:
         """The state, with the pods looked at where the Job alone does not tell, and kept once it is final."""
         attempt, now = Path(handle), datetime.now(UTC)
         state = state_of(job, [], now)
         pods: list[Object] = []
         has_ended_badly = state.is_final and state is not JobState.SUCCEEDED
         if has_ended_badly or (not state.is_final and self._should_look_at_pods(handle, job)):
-            pods = self._pods(attempt)
-            self._note_disruption(attempt, job, pods)
+            pods = objects.pods()
+            if (reason := disruption(job, pods)) is not None:
+                # Soon that pod is gone, and what then fails are its peers.
+                _note(attempt / DISRUPTED, reason)
             state = state_of(job, pods, now)
-        if state is JobState.FAILED and not is_late(pods) and (attempt / "disrupted.txt").exists():
+        if state is JobState.FAILED and not is_late(pods) and (attempt / DISRUPTED).exists():
             state = JobState.PREEMPTED
         if state is JobState.SUCCEEDED:
             return self._succeeded(handle)
         if state.is_final:
-            return self._end(attempt, state, why_ended(job, pods, now), pods)
+            state = JobState.CANCELLED if (attempt / DELETED).exists() else state
+            return self._end(attempt, state, why_ended(job, pods, now), objects, pods)
+        if job["metadata"].get("deletionTimestamp"):
+            _note(attempt / DELETED, f"Job {objects.name} was deleted while it ran")
+            return JobState.RUNNING
         problem = cannot_start(pods)
         if pods and problem is None:
             self._stuck.pop(handle, None)
@@ -177,7 +151,7 @@ class KubernetesPool:
             since = self._stuck.setdefault(handle, time.monotonic())
             if time.monotonic() - since > CANNOT_START_LIMIT_S:
                 waited = f"a container could not be started for {CANNOT_START_LIMIT_S} s: {problem}"
-                return self._end(attempt, JobState.FAILED, waited, pods)
+                return self._end(attempt, JobState.FAILED, waited, objects, pods)
         if job["spec"].get("suspend"):
             self._ran.discard(handle)
         elif state is JobState.RUNNING:
@@ -196,35 +170,28 @@ class KubernetesPool:
         self._pods_seen[handle] = time.monotonic()
         return True
 
-    def _note_disruption(self, attempt: Path, job: Object, pods: list[Object]) -> None:
-        """Keep that a pod was taken away: it is soon gone, and what then fails are its peers."""
-        path = attempt / "disrupted.txt"
-        if (reason := disruption(job, pods)) is not None and not path.exists():
-            write_text(path, reason)
-
     def _succeeded(self, handle: JobHandle) -> JobState:
         attempt = Path(handle)
         if (attempt / "result.json").exists():
-            return self._end(attempt, JobState.SUCCEEDED, "", [])
+            return _conclude(attempt, JobState.SUCCEEDED, "")
         # Shared storage may show what a node wrote only after a while: until then nothing is said to have failed.
         seen = self._completed.setdefault(handle, time.monotonic())
         if time.monotonic() - seen <= STORAGE_LAG_S:
             return JobState.RUNNING
-        return self._end(attempt, JobState.FAILED, "all ranks ended well but none left a result", [])
+        return _conclude(attempt, JobState.FAILED, "all ranks ended well but none left a result")
 
-    def _judge_by_what_is_left(self, attempt: Path) -> JobState:
+    def _left(self, attempt: Path, objects: AttemptObjects) -> JobState:
         """The Job is gone and nobody saw it end, or it was never made: every node's own exit status decides."""
-        if not (attempt / "handle.json").exists():
-            return _conclude(attempt, JobState.FAILED, "the submission was cut short before anything was made")
         now = datetime.now(UTC)
-        if any(is_running(pod) and not is_overdue(pod, now) for pod in self._pods(attempt)):
-            # Whoever deleted the Job did not wait for its pods.
+        if any(is_running(pod) and not is_overdue(pod, now) for pod in objects.pods()):
+            _note(attempt / DELETED, f"Job {objects.name} was deleted while it ran")
             return JobState.RUNNING
         codes = exit_codes(attempt, read_json(attempt / "spec.json")["num_nodes"])
         if all(code == 0 for code in codes) and (attempt / "result.json").exists():
             return _conclude(attempt, JobState.SUCCEEDED, "")
-        record = read_json(attempt / "handle.json")
-        what = f"Job {record['job']} is not in namespace {record['namespace']}"
+        if (attempt / DELETED).exists():
+            return _conclude(attempt, JobState.CANCELLED, (attempt / DELETED).read_text())
+        what = f"Job {objects.name} is not in namespace {objects.namespace}"
         reason = f"{what}; exit status by node: {['none' if code is None else code for code in codes]}"
         if any(code not in (None, 0, LEFT_EXIT_CODE) for code in codes):
             return _conclude(attempt, JobState.FAILED, reason)
@@ -234,26 +201,31 @@ class KubernetesPool:
             reason = f"{what}: it was deleted before any node ended, or never made"
         return _conclude(attempt, JobState.CANCELLED, reason)
 
-    def _end(self, attempt: Path, state: JobState, reason: str, pods: list[Object]) -> JobState:
-        """Keep the end and, where the node's log has nothing, what its pod said."""
-        for pod in pods if state is not JobState.SUCCEEDED else []:
+    def _end(
+        self, attempt: Path, state: JobState, reason: str, objects: AttemptObjects, pods: list[Object]
+    ) -> JobState:  # fmt: skip
+        """Keep a bad end and, where a node's log has nothing, what its pod said."""
+        for pod in pods:
             log = attempt / f"node-{index_of(pod)}.log"
-            if not (log.exists() and log.stat().st_size):
-                words = last_words(pod) or self._pod_log(pod)
-                if words:
-                    log.write_text(words + "\n")
+            if not (log.exists() and log.stat().st_size) and (words := last_words(pod) or objects.pod_log(pod)):
+                log.write_text(f"{words}\n")
         return _conclude(attempt, state, reason)
 
     def explain(self, job: JobHandle) -> str | None:
-        attempt = Path(job)
         try:
-            found = self._job(attempt)
-            if found is None or (all_ready(found) and not found["spec"].get("suspend")):
+            objects = self._objects(Path(job))
+            found = None if objects is None else objects.job()
+            if objects is None or found is None:
                 return None
-            pods = [] if found["spec"].get("suspend") else self._pods(attempt)
-            late = next((pod for pod in pods if pod.get("status", {}).get("phase") == "Pending"), None)
-            events = self._events(found["metadata"]) + (self._events(late["metadata"]) if late else [])
-            return why_waiting(found, pods, events, self._workload(found))
+            if found["spec"].get("suspend"):
+                return why_waiting(found, [], objects.events(found), objects.workload(found))
+            if all_ready(found):
+                return None
+            pods = objects.pods()
+            late = [pod for pod in pods if pod.get("status", {}).get("phase") == "Pending"][:1]
+            return why_waiting(
+                found, pods, [event for thing in [found, *late] for event in objects.events(thing)], None
+            )
         except PoolError as error:
             return str(error)
 
@@ -274,138 +246,66 @@ class KubernetesPool:
         state = self.state(job)
         if not state.is_final or state is JobState.SUCCEEDED:
             return None
-        disrupted = attempt / "disrupted.txt"
-        reason = read_json(attempt / "exit.json")["reason"] if (attempt / "exit.json").exists() else ""
+        reason = str(read_json(attempt / "exit.json")["reason"])
+        disrupted = attempt / DISRUPTED
         if state is JobState.PREEMPTED and disrupted.exists() and disrupted.read_text() not in reason:
             reason = f"{disrupted.read_text()}; {reason}"
-        return job_error(attempt, reason or "all ranks ended well but none left a result")
+        return job_error(attempt, reason)
 
     def cancel(self, job: JobHandle) -> None:
         attempt = Path(job)
-        if not (attempt / "handle.json").exists():
+        objects = self._objects(attempt)
+        if objects is None:
             return
-        record = read_json(attempt / "handle.json")
+        if _left_behind(attempt) is None:
+            # Said first: nodes that leave on request must not make it a preemption, to be gone on with.
+            _note(attempt / DELETED, "cancelled")
         limit_s = self._settings.termination_grace_s + CANCEL_MARGIN_S
         deadline = time.monotonic() + limit_s
-        asked = ""
-        while (found := self._job(attempt)) is not None or (pods := self._pods(attempt)):
-            if found is not None and found["metadata"]["uid"] != asked:
-                asked = found["metadata"]["uid"]
-                self._delete_job(record["namespace"], record["job"], asked)
-            now = datetime.now(UTC)
-            for pod in self._pods(attempt) if found is not None else pods:
-                if is_overdue(pod, now):
-                    # Its node does not answer, and would hold the pod's name for ever. Should it still run, its token
-                    # keeps it from writing results.
-                    self._delete_pod(pod)
+        is_asked = False
+        while True:
+            found, pods = objects.job(), objects.pods()
+            if found is None and not any(map(is_running, pods)):
+                break
+            if found is not None and not is_asked:
+                objects.delete_job(found)
+                is_asked = True
+            for pod in pods:
+                if is_overdue(pod, datetime.now(UTC)):
+                    objects.delete_pod_by_force(pod)
             if time.monotonic() > deadline:
                 raise PoolError(
-                    f"Job {record['job']} in namespace {record['namespace']} is still there {limit_s} s after its "
-                    f"deletion was asked for; see kubectl -n {record['namespace']} get pods -l {TOKEN}={record['token']}"
+                    f"Job {objects.name} in namespace {objects.namespace} is still there {limit_s} s after its deletion "
+                    f"was asked for; see kubectl -n {objects.namespace} get pods -l {TOKEN}={objects.token}"
                 )
             time.sleep(POLL_S)
         _conclude(attempt, JobState.CANCELLED, "cancelled")
 
-    def _delete_job(self, namespace: str, name: str, uid: str) -> None:
-        body = {
-            "kind": "DeleteOptions",
-            "apiVersion": "v1",
-            # The Job stays until its pods are gone.
-            "propagationPolicy": "Foreground",
-            "preconditions": {"uid": uid},
-        }
-        self._delete(path_of("batch/v1", namespace, "jobs", name), body)
-
-    def _delete_pod(self, pod: Object) -> None:
-        meta = pod["metadata"]
-        body = {
-            "kind": "DeleteOptions",
-            "apiVersion": "v1",
-            "gracePeriodSeconds": 0,
-            "preconditions": {"uid": meta["uid"]},
-        }
-        self._delete(path_of("v1", meta["namespace"], "pods", meta["name"]), body)
-
-    def _delete(self, path: str, body: Object) -> None:
-        try:
-            self._api.request("DELETE", path, body=body)
-        except ApiError as error:
-            # Gone already, or another of that name.
-            if error.status not in (404, 409):
-                raise
-
-    def _job(self, attempt: Path) -> Object | None:
-        """The attempt's Job; None if there is none (another's of that name is not it)."""
-        path = attempt / "handle.json"
-        if not path.exists():
+    def _objects(self, attempt: Path) -> AttemptObjects | None:
+        """What the attempt has in the cluster; None if its submission never got that far."""
+        if not (attempt / "handle.json").exists():
             return None
-        record = read_json(path)
-        try:
-            job: Object = self._api.request("GET", path_of("batch/v1", record["namespace"], "jobs", record["job"]))
-        except ApiError as error:
-            if error.status == 404:
-                return None
-            raise
-        return job if job["metadata"].get("labels", {}).get(TOKEN) == record["token"] else None
-
-    def _pods(self, attempt: Path) -> list[Object]:
-        record = read_json(attempt / "handle.json")
-        listed = self._api.request(
-            "GET",
-            path_of("v1", record["namespace"], "pods"),
-            query={"labelSelector": f"{TOKEN}={record['token']}"},
-        )
-        return sorted(listed["items"], key=index_of)
-
-    def _events(self, meta: Mapping[str, Any]) -> list[Object]:
-        """Events about one object; none where they may not be read, since they only explain."""
-        query = {"fieldSelector": f"involvedObject.uid={meta['uid']}"}
-        try:
-            listed = self._api.request("GET", path_of("v1", meta["namespace"], "events"), query=query)
-        except ApiError:
-            return []
-        return list(listed["items"])
-
-    def _workload(self, job: Object) -> Object | None:
-        """What Kueue says of a Job in its queue; None where it cannot be asked."""
-        if not job["spec"].get("suspend"):
-            return None
-        try:
-            # Kueue's versions move: the cluster tells which it prefers.
-            version = self._api.request("GET", "/apis/kueue.x-k8s.io")["preferredVersion"]["groupVersion"]
-            listed = self._api.request(
-                "GET",
-                path_of(version, job["metadata"]["namespace"], "workloads"),
-                query={"labelSelector": f"kueue.x-k8s.io/job-uid={job['metadata']['uid']}"},
-            )
-        except ApiError:
-            return None
-        return listed["items"][0] if listed["items"] else None
-
-    def _pod_log(self, pod: Object) -> str:
-        meta = pod["metadata"]
-        query = {"container": CONTAINER, "tailLines": str(NUM_LAST_LINES)}
-        try:
-            return self._api.read(
-                "GET", path_of("v1", meta["namespace"], "pods", meta["name"], "log"), query=query
-            ).decode(errors="replace")
-        except ApiError:
-            # A container that never started has none.
-            return ""
+        return AttemptObjects(open_api(self._settings.context), attempt)
 
     def _why_unknown(self, attempt: Path) -> str:
         try:
-            self._job(attempt)
+            if (objects := self._objects(attempt)) is not None:
+                objects.job()
         except PoolError as error:
             return str(error)
         return "the cluster could not be asked a moment ago; try again"
 
 
+def _note(path: Path, text: str) -> None:
+    """Write once; the first reason is the cause."""
+    if not path.exists():
+        write_text(path, text)
+
+
 def _conclude(attempt: Path, state: JobState, reason: str) -> JobState:
     """Write down the end once; who comes later reads the first one's."""
     path = attempt / "exit.json"
-    if not path.exists():
-        write_json(path, {"state": state.value, "reason": reason})
+    _note(path, json.dumps({"state": state.value, "reason": reason}))
     return JobState(read_json(path)["state"])
 
 

@@ -212,7 +212,7 @@ def test_a_lost_node_is_a_preemption_though_its_pod_never_ends(pool, cluster, tm
     # Nobody there will end it: it is taken out by force, or its name would be held for ever.
     threading.Timer(0.5, cluster.remove, ("v1/pods", pod["metadata"]["name"])).start()
     pool.cancel(handle)
-    assert bodies(cluster, "DELETE")[-1].items() >= {"gracePeriodSeconds": 0}
+    assert bodies(cluster, "DELETE")[-1]["gracePeriodSeconds"] == 0
 
 
 def test_ranks_that_left_on_request_are_a_preemption(pool, cluster, tmp_path):
@@ -471,13 +471,41 @@ def test_cancel_says_what_is_still_there_when_it_gives_up(pool, cluster, tmp_pat
     assert pool.state(handle) is JobState.RUNNING
 
 
-def test_a_job_deleted_from_outside_is_cancelled_once_it_is_gone(pool, cluster, tmp_path):
+def test_a_job_that_somebody_deletes_is_cancelled_and_not_a_preemption_to_go_on_with(pool, cluster, tmp_path):
     handle = pool.submit(job(tmp_path))
     cluster.change(cluster.job, ready=2)
     assert pool.state(handle) is JobState.RUNNING
+    pods = [cluster.pod(node, {"phase": "Running"}) for node in range(2)]
+    # As `kubectl delete job` does it: the Job is gone at once, its pods leave on request.
     cluster.remove("batch/v1/jobs", cluster.job["metadata"]["name"])
+    assert pool.state(handle) is JobState.RUNNING
+    finish(handle, 75, 75)
+    for pod in pods:
+        cluster.remove("v1/pods", pod["metadata"]["name"])
     assert pool.state(handle) is JobState.CANCELLED
-    assert "is not in namespace team: it was deleted before any node ended" in pool.error(handle).summary
+    assert "was deleted while it ran" in pool.error(handle).summary
+
+
+def test_ranks_that_leave_because_of_a_cancellation_do_not_make_it_a_preemption(pool, cluster, tmp_path):
+    handle = pool.submit(job(tmp_path))
+    cluster.job["metadata"]["finalizers"] = ["foregroundDeletion"]
+    other = KubernetesPool(pool._settings)
+    states = []
+
+    def end() -> None:
+        while not cluster.job["metadata"].get("deletionTimestamp"):
+            time.sleep(0.02)
+        states.append(other.state(handle))
+        cluster.end("Failed", "PodFailurePolicy", "Container ranks failed with exit code 75 matching FailJob rule")
+        states.append(other.state(handle))
+        cluster.remove("batch/v1/jobs", cluster.job["metadata"]["name"])
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    pool.cancel(handle)
+    thread.join()
+    assert states == [JobState.RUNNING, JobState.CANCELLED]
+    assert pool.state(handle) is JobState.CANCELLED
 
 
 def test_an_ended_job_is_not_asked_about_again(pool, cluster, tmp_path):
