@@ -93,11 +93,9 @@ class Cluster(kmock.KubernetesEmulator):
         condition = {"type": kind, "status": "True", "reason": reason, "message": message}
         self.change(self.job, conditions=[*self.job.get("status", {}).get("conditions", []), condition], **status)
 
-    def change(self, thing: dict[str, Any], **status: Any) -> None:
-        key = "jobs" if "completionMode" in thing["spec"] else "pods"
-        for (resource, _, name), stored in self.objects.items():
-            if resource.plural == key and name == thing["metadata"]["name"]:
-                stored.patch({"status": thing.get("status", {}) | status})
+    def change(self, job: dict[str, Any], **status: Any) -> None:
+        """Let a Job have another status."""
+        self.objects[JOBS, self.namespace, job["metadata"]["name"]].patch({"status": status})
 
     def pod(self, index: int, status: dict[str, Any], **metadata: Any) -> dict[str, Any]:
         """A pod of the Job as its controller would make it."""
