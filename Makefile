@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TEST_DATA := $(VENV)/.test-data
 
-.PHONY: help install demo ui test test-fast test-slurm check format clean
+.PHONY: help install demo ui test test-fast test-slurm test-kubernetes check format clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,9 @@ test-slurm: $(INSTALLED)  ## the pool on a real Slurm of two nodes, made here fo
 	infra/slurm/local-cluster.sh up
 	SLURM_CONF=/run/proving-ground-slurm/slurm.conf $(BIN)/python -m pytest tests/pool/test_slurm.py; \
 		code=$$?; infra/slurm/local-cluster.sh down; exit $$code
+
+test-kubernetes: $(INSTALLED)  ## the pool on the cluster of the kubeconfig, in a namespace of its own; IMAGE=... names the image
+	$(BIN)/python -m tests.kubernetes
 
 check: $(INSTALLED)  ## lint, format, types
 	$(BIN)/ruff check .

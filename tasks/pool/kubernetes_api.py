@@ -111,8 +111,10 @@ class KubernetesApi:
             return answer.status, await answer.read()
 
     async def _open(self) -> Any:
-        from kubernetes_asyncio import client, config
-
+        try:
+            from kubernetes_asyncio import client, config
+        except ModuleNotFoundError as error:
+            raise ApiError(0, "kubernetes_asyncio is not installed here: pip install -e '.[kubernetes]'") from error
         async with self._opening:
             if self._client is None:
                 configuration = client.Configuration()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ class Cluster(kmock.KubernetesEmulator):
     Attributes:
         faults: ``(method, part of the path, answer)``, each used once, for the first request that fits.
         seen: ``(method, path with query)`` of every request.
+        namespaces: those there are.
     """
 
     namespace = "team"
@@ -32,6 +34,7 @@ class Cluster(kmock.KubernetesEmulator):
     def prepare(self) -> None:
         self.faults: list[tuple[str, str, Answer]] = []
         self.seen: list[tuple[str, str]] = []
+        self.namespaces: list[str] = []
         for resource in (JOBS, PODS, SERVICES, EVENTS):
             self.resources[resource] = {"namespaced": True}
 
@@ -42,7 +45,22 @@ class Cluster(kmock.KubernetesEmulator):
             if raw.method == method and part in raw.path_qs:
                 self.faults.remove(fault)
                 return await answer(raw, lambda: super(Cluster, self).__call__(raw))
+        if found := re.fullmatch(r"/api/v1/namespaces(?:/([^/]+))?", raw.path):
+            return await self._namespace(raw, found[1])
         return await super().__call__(raw)
+
+    async def _namespace(self, raw: aiohttp.web.BaseRequest, name: str | None) -> aiohttp.web.Response:
+        """kmock knows objects in namespaces only."""
+        if raw.method == "POST":
+            name = (await raw.json())["metadata"]["name"]
+            if name in self.namespaces:
+                return refusal(409, f'namespaces "{name}" already exists')
+            self.namespaces.append(name)
+        elif name not in self.namespaces:
+            return refusal(404, f'namespaces "{name}" not found')
+        elif raw.method == "DELETE":
+            self.namespaces.remove(name)
+        return aiohttp.web.json_response({"kind": "Namespace", "metadata": {"name": name}})
 
     async def _handle(self, request):
         if request.action == kmock.action.CREATE:

@@ -10,9 +10,13 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from flows.preflight import check_experiment
 from tasks.contracts.job import JobSpec
 from tasks.contracts.kubernetes_settings import KubernetesSettings
+from tasks.contracts.overrides import SettingsError
 from tasks.contracts.pool_settings import PoolSettings
+from tasks.contracts.run_folder import RunFolder
+from tasks.contracts.settings import Experiment
 from tasks.pool.kubernetes_objects import object_name, render_job, render_service
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -158,6 +162,14 @@ def test_names_that_dns_cannot_tell_apart_are_told_apart():
 def test_what_the_pods_could_not_see_is_refused_before_anything_is_made(changes, message):
     with pytest.raises(ValueError, match=message):
         render_job(dataclasses.replace(JOB, **changes), ATTEMPT, TOKEN, FULL)
+
+
+def test_a_run_whose_pods_could_not_work_is_refused_before_its_first_stage(tmp_path):
+    pool = {"backend": "kubernetes", "gpus": False, "kubernetes": {"image": "image", "volumes": [SHARED]}}
+    values = {"model": {"name": "embedded"}, "dataset": {"sources": "embedded", "max_rows": 420}, "pool": pool}
+    experiment = Experiment.model_validate(values | {"storage": {"shared": str(tmp_path)}})
+    with pytest.raises(SettingsError, match=f"{tmp_path} is on no shared volume of the pods"):
+        check_experiment(experiment, RunFolder(experiment.storage, "run"))
 
 
 def test_without_an_image_it_says_which_setting_is_missing():
