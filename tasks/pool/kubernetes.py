@@ -23,8 +23,8 @@ from tasks.contracts.kubernetes_settings import KubernetesSettings
 from tasks.pool.attempts import begin_attempt, follow, job_error, log_paths, newest_attempt, submitting
 from tasks.pool.kubernetes_api import Unreachable, open_api
 from tasks.pool.kubernetes_attempt import AttemptObjects
-from tasks.pool.kubernetes_objects import LEFT_EXIT_CODE, TOKEN, check_reachable, render_job
-from tasks.pool.kubernetes_pod import exit_codes
+from tasks.pool.kubernetes_objects import TOKEN, check_reachable, render_job
+from tasks.pool.kubernetes_pod import LEFT_EXIT_CODE, exit_codes
 from tasks.pool.kubernetes_status import (
     all_ready,
     cannot_start,

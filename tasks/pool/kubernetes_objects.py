@@ -14,6 +14,7 @@ from typing import Any
 from tasks.contracts.job import JobSpec
 from tasks.contracts.kubernetes_settings import KubernetesSettings, VolumeSettings
 from tasks.pool.attempts import FAILURES
+from tasks.pool.kubernetes_pod import LEFT_EXIT_CODE
 from tasks.pool.launch import Rendezvous, agent_command
 
 Object = dict[str, Any]
@@ -25,8 +26,6 @@ TOKEN = "proving-ground/attempt"  # noqa: S105 - names the label that marks an a
 FOLDER = "proving-ground/folder"
 MAX_NAME = 63 - len("-1023")
 """A pod's host name is the Job's name, '-' and its index, and a DNS label."""
-LEFT_EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: the ranks were told to leave, have saved, and want to go on in another attempt."""
 LOST_TAINTS = "node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready"
 
 

@@ -19,6 +19,7 @@ from tasks.contracts.files import write_json
 from tasks.pool.attempts import FAILURES
 
 LEFT_EXIT_CODE = 75
+"""EX_TEMPFAIL of sysexits.h: the ranks were told to leave, have saved, and want to go on in another attempt."""
 EXIT = "node-{node}.exit.json"
 POLL_S = 0.5
 DRAIN_S = 2.0

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from tasks.contracts.job import JobState
-from tasks.pool.kubernetes_objects import LEFT_EXIT_CODE
+from tasks.pool.kubernetes_pod import LEFT_EXIT_CODE
 
 Object = Mapping[str, Any]
 

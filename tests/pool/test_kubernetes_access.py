@@ -71,6 +71,19 @@ def test_the_flow_may_do_what_it_does_and_nothing_else(pool, cluster, tmp_path):
     assert used == given
 
 
+def test_the_flows_pods_have_a_token_and_the_ranks_have_none():
+    accounts = {thing["metadata"]["name"]: thing for thing in manifests() if thing["kind"] == "ServiceAccount"}
+    # Prefect's worker only names the account: the account itself must allow the token.
+    assert accounts["proving-ground-flow"].get("automountServiceAccountToken", True)
+    assert accounts["proving-ground-ranks"]["automountServiceAccountToken"] is False
+    (binding,) = (thing for thing in manifests() if thing["kind"] == "RoleBinding")
+    (namespace,) = (thing for thing in manifests() if thing["kind"] == "Namespace")
+    # The API refuses a service account without its namespace.
+    assert binding["subjects"] == [
+        {"kind": "ServiceAccount", "name": "proving-ground-flow", "namespace": namespace["metadata"]["name"]}
+    ]
+
+
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 def test_every_manifest_is_valid(version):
     assert {thing["kind"] for thing in manifests()} >= {"Namespace", "ServiceAccount", "Role", "RoleBinding"}
