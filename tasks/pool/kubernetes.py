@@ -17,14 +17,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.contracts.files import read_json, write_text
-from tasks.contracts.job import JobError, JobHandle, JobSpec, JobState, LogLine, PoolError
+from tasks.contracts.files import write_text
+from tasks.contracts.job import LEFT_EXIT_CODE, FailureKind, JobError, JobHandle, JobSpec, JobState, LogLine, PoolError
 from tasks.contracts.kubernetes_settings import KubernetesSettings
-from tasks.pool.attempts import begin_attempt, follow, job_error, log_paths, newest_attempt, submitting
+from tasks.contracts.pool_settings import NetworkProfile
+from tasks.pool.attempts import (
+    begin_attempt,
+    follow,
+    job_error,
+    log_paths,
+    newest_attempt,
+    outcome_of,
+    read_spec,
+    state_left_behind,
+    submitting,
+)
 from tasks.pool.kubernetes_api import Unreachable, open_api
 from tasks.pool.kubernetes_attempt import AttemptObjects
 from tasks.pool.kubernetes_objects import TOKEN, check_reachable, render_job
-from tasks.pool.kubernetes_pod import LEFT_EXIT_CODE, exit_codes
+from tasks.pool.kubernetes_pod import exit_codes
 from tasks.pool.kubernetes_status import (
     all_ready,
     cannot_start,
@@ -61,8 +72,9 @@ class KubernetesPool:
     May be used from several threads.
     """
 
-    def __init__(self, settings: KubernetesSettings) -> None:
+    def __init__(self, settings: KubernetesSettings, network: NetworkProfile = "auto") -> None:
         self._settings = settings
+        self._network: NetworkProfile = network
         # What this process saw first when, in monotonic seconds; a process that takes over begins to count anew.
         self._completed: dict[JobHandle, float] = {}
         self._stuck: dict[JobHandle, float] = {}
@@ -91,7 +103,7 @@ class KubernetesPool:
         check_reachable(job, self._settings)
         attempt = begin_attempt(job, newest)
         log_paths(job, attempt)
-        rendered = render_job(job, attempt, token, self._settings)
+        rendered = render_job(job, attempt, token, self._settings, self._network)
         objects = AttemptObjects.record(open_api(self._settings.context), attempt, rendered, token)
         try:
             objects.create()
@@ -111,7 +123,7 @@ class KubernetesPool:
 
     def state(self, job: JobHandle) -> JobState:
         attempt = Path(job)
-        if (ended := _left_behind(attempt)) is not None:
+        if (ended := state_left_behind(attempt)) is not None:
             return ended
         try:
             objects = self._objects(attempt)
@@ -140,7 +152,8 @@ class KubernetesPool:
             return self._succeeded(handle)
         if state.is_final:
             state = JobState.CANCELLED if (attempt / DELETED).exists() else state
-            return self._end(attempt, state, why_ended(job, pods, now), objects, pods)
+            kind = FailureKind.USER if is_late(pods) else None
+            return self._end(attempt, state, why_ended(job, pods, now), kind, objects, pods)
         if job["metadata"].get("deletionTimestamp"):
             _note(attempt / DELETED, f"Job {objects.name} was deleted while it ran")
             return JobState.RUNNING
@@ -151,7 +164,7 @@ class KubernetesPool:
             since = self._stuck.setdefault(handle, time.monotonic())
             if time.monotonic() - since > CANNOT_START_LIMIT_S:
                 waited = f"a container could not be started for {CANNOT_START_LIMIT_S} s: {problem}"
-                return self._end(attempt, JobState.FAILED, waited, objects, pods)
+                return self._end(attempt, JobState.FAILED, waited, FailureKind.USER, objects, pods)
         if job["spec"].get("suspend"):
             self._ran.discard(handle)
         elif state is JobState.RUNNING:
@@ -186,7 +199,7 @@ class KubernetesPool:
         if any(is_running(pod) and not is_overdue(pod, now) for pod in objects.pods()):
             _note(attempt / DELETED, f"Job {objects.name} was deleted while it ran")
             return JobState.RUNNING
-        codes = exit_codes(attempt, read_json(attempt / "spec.json")["num_nodes"])
+        codes = exit_codes(attempt, read_spec(attempt).num_nodes)
         if all(code == 0 for code in codes) and (attempt / "result.json").exists():
             return _conclude(attempt, JobState.SUCCEEDED, "")
         if (attempt / DELETED).exists():
@@ -202,14 +215,20 @@ class KubernetesPool:
         return _conclude(attempt, JobState.CANCELLED, reason)
 
     def _end(
-        self, attempt: Path, state: JobState, reason: str, objects: AttemptObjects, pods: list[Object]
-    ) -> JobState:  # fmt: skip
+        self,
+        attempt: Path,
+        state: JobState,
+        reason: str,
+        kind: FailureKind | None,
+        objects: AttemptObjects,
+        pods: list[Object],
+    ) -> JobState:
         """Keep a bad end and, where a node's log has nothing, what its pod said."""
         for pod in pods:
             log = attempt / f"node-{index_of(pod)}.log"
             if not (log.exists() and log.stat().st_size) and (words := last_words(pod) or objects.pod_log(pod)):
                 log.write_text(f"{words}\n")
-        return _conclude(attempt, state, reason)
+        return _conclude(attempt, state, reason, kind)
 
     def explain(self, job: JobHandle) -> str | None:
         try:
@@ -246,18 +265,19 @@ class KubernetesPool:
         state = self.state(job)
         if not state.is_final or state is JobState.SUCCEEDED:
             return None
-        reason = str(read_json(attempt / "exit.json")["reason"])
+        outcome = outcome_of(attempt)
+        reason, kind = str(outcome["reason"]), outcome.get("kind")
         disrupted = attempt / DISRUPTED
         if state is JobState.PREEMPTED and disrupted.exists() and disrupted.read_text() not in reason:
             reason = f"{disrupted.read_text()}; {reason}"
-        return job_error(attempt, reason)
+        return job_error(attempt, reason, FailureKind(kind) if kind else None)
 
     def cancel(self, job: JobHandle) -> None:
         attempt = Path(job)
         objects = self._objects(attempt)
         if objects is None:
             return
-        if _left_behind(attempt) is None:
+        if state_left_behind(attempt) is None:
             # Said first: nodes that leave on request must not make it a preemption, to be gone on with.
             _note(attempt / DELETED, "cancelled")
         limit_s = self._settings.termination_grace_s + CANCEL_MARGIN_S
@@ -302,14 +322,13 @@ def _note(path: Path, text: str) -> None:
         write_text(path, text)
 
 
-def _conclude(attempt: Path, state: JobState, reason: str) -> JobState:
-    """Write down the end once; who comes later reads the first one's."""
-    path = attempt / "exit.json"
-    _note(path, json.dumps({"state": state.value, "reason": reason}))
-    return JobState(read_json(path)["state"])
+def _conclude(attempt: Path, state: JobState, reason: str, kind: FailureKind | None = None) -> JobState:
+    """Write down the end once; who comes later reads the first one's.
 
-
-def _left_behind(attempt: Path) -> JobState | None:
-    """The end that was written down."""
-    path = attempt / "exit.json"
-    return JobState(read_json(path)["state"]) if path.exists() else None
+    Args:
+        kind: where the cluster's word decides; None: the failing rank's own error does.
+    """
+    kind = {JobState.PREEMPTED: FailureKind.LOST, JobState.CANCELLED: FailureKind.USER}.get(state, kind)
+    outcome = {"state": state.value, "reason": reason} | ({"kind": kind.value} if kind else {})
+    _note(attempt / "exit.json", json.dumps(outcome))
+    return state_left_behind(attempt) or state

@@ -11,11 +11,12 @@ import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tasks.contracts.job import JobSpec
+from tasks.contracts.job import LEFT_EXIT_CODE, JobSpec
 from tasks.contracts.kubernetes_settings import KubernetesSettings, VolumeSettings
-from tasks.pool.attempts import FAILURES
-from tasks.pool.kubernetes_pod import LEFT_EXIT_CODE
+from tasks.contracts.pool_settings import NetworkProfile
 from tasks.pool.launch import Rendezvous, agent_command
+from tasks.pool.network import network_environment
+from tasks.pool.torchrun_files import FAILURES
 
 Object = dict[str, Any]
 
@@ -66,11 +67,14 @@ def _is_below(folder: str, mount_path: str) -> bool:
     return PurePosixPath(folder).is_relative_to(mount_path) and ".." not in PurePosixPath(folder).parts
 
 
-def render_job(job: JobSpec, attempt: Path, token: str, kubernetes: KubernetesSettings) -> Object:
+def render_job(
+    job: JobSpec, attempt: Path, token: str, kubernetes: KubernetesSettings, network: NetworkProfile = "auto"
+) -> Object:  # fmt: skip
     """The Job.
 
     Args:
         attempt: the attempt's folder.
+        network: what the nodes speak to each other over.
         token: tells this attempt from those of that name in other storage folders.
 
     Raises:
@@ -107,7 +111,7 @@ def render_job(job: JobSpec, attempt: Path, token: str, kubernetes: KubernetesSe
                     "labels": labels,
                     "annotations": {FOLDER: str(attempt)} | kubernetes.annotations | _given(topology),
                 },
-                "spec": _pod(job, attempt, name, token, kubernetes),
+                "spec": _pod(job, attempt, name, token, kubernetes, network),
             },
         },
     }
@@ -148,7 +152,9 @@ def _failure_rules() -> list[Object]:
     ]
 
 
-def _pod(job: JobSpec, attempt: Path, name: str, token: str, kubernetes: KubernetesSettings) -> Object:
+def _pod(
+    job: JobSpec, attempt: Path, name: str, token: str, kubernetes: KubernetesSettings, network: NetworkProfile
+) -> Object:  # fmt: skip
     spread = kubernetes.spread_over and [
         {
             "maxSkew": 1,
@@ -186,7 +192,7 @@ def _pod(job: JobSpec, attempt: Path, name: str, token: str, kubernetes: Kuberne
                 "fsGroupChangePolicy": "OnRootMismatch",
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "containers": [_container(job, attempt, name, kubernetes)],
+            "containers": [_container(job, attempt, name, kubernetes, network)],
             "volumes": [
                 {"name": "tmp", "emptyDir": {}},
                 {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": kubernetes.shared_memory}},
@@ -196,7 +202,9 @@ def _pod(job: JobSpec, attempt: Path, name: str, token: str, kubernetes: Kuberne
     )
 
 
-def _container(job: JobSpec, attempt: Path, name: str, kubernetes: KubernetesSettings) -> Object:
+def _container(
+    job: JobSpec, attempt: Path, name: str, kubernetes: KubernetesSettings, network: NetworkProfile
+) -> Object:  # fmt: skip
     python = kubernetes.python or sys.executable
     rendezvous = Rendezvous(f"{name}-0.{name}", PORT, name)
     agent = agent_command(
@@ -214,7 +222,7 @@ def _container(job: JobSpec, attempt: Path, name: str, kubernetes: KubernetesSet
         "command": [_literal(word) for word in [*wrapper, *agent]],
         # Not the image's own: -m would take a copy of our packages there before that of PYTHONPATH.
         "workingDir": "/tmp",  # noqa: S108
-        "env": _environment(job, kubernetes),
+        "env": _environment(job, kubernetes, network),
         "resources": _resources(job, kubernetes),
         # The last lines are then in the pod's status, also where logs may not be read.
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -231,7 +239,7 @@ def _container(job: JobSpec, attempt: Path, name: str, kubernetes: KubernetesSet
     }
 
 
-def _environment(job: JobSpec, kubernetes: KubernetesSettings) -> list[Object]:
+def _environment(job: JobSpec, kubernetes: KubernetesSettings, network: NetworkProfile) -> list[Object]:
     threads = max(1, _cores(kubernetes.cpu_per_node) // job.processes_per_node)
     env = {
         "PYTHONUNBUFFERED": "1",
@@ -246,7 +254,7 @@ def _environment(job: JobSpec, kubernetes: KubernetesSettings) -> list[Object]:
     if not job.gpus:
         # Where the NVIDIA runtime is the default, a pod that asks for no GPU is shown all.
         env |= {"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "void"}
-    env |= dict(job.env) | kubernetes.env
+    env |= network_environment(network) | dict(job.env) | kubernetes.env
     return [
         *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": field}}} for name, field in _OF_THE_POD.items()),
         *({"name": name, "value": _literal(value)} for name, value in env.items()),

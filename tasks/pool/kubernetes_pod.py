@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tasks.contracts.files import write_json
-from tasks.pool.attempts import FAILURES
+from tasks.contracts.job import LEFT_EXIT_CODE
+from tasks.pool.torchrun_files import FAILURES, HOST
 
-LEFT_EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: the ranks were told to leave, have saved, and want to go on in another attempt."""
 EXIT = "node-{node}.exit.json"
 POLL_S = 0.5
 DRAIN_S = 2.0
@@ -36,7 +35,7 @@ def main(argv: list[str]) -> int:
     attempt, (host, _, port), command = Path(argv[1]), argv[2].rpartition(":"), argv[3:]
     node = int(os.environ["JOB_COMPLETION_INDEX"])
     # A Job that Kueue suspended and resumed runs this again: what its former life left must not be taken for this one's.
-    for name in (EXIT, FAILURES):
+    for name in (EXIT, FAILURES, HOST):
         (attempt / name.format(node=node)).unlink(missing_ok=True)
     for number in PASSED_ON:
         signal.signal(number, _leave)

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from tasks.contracts.job import JobState
-from tasks.pool.kubernetes_pod import LEFT_EXIT_CODE
+from tasks.contracts.job import LEFT_EXIT_CODE, JobState
 
 Object = Mapping[str, Any]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tasks.contracts.files import write_json
-from tasks.contracts.job import JobFailed, JobState, PoolError
+from tasks.contracts.job import FailureKind, JobFailed, JobState, PoolError
 from tasks.contracts.kubernetes_settings import KubernetesSettings
 from tasks.pool import kubernetes, kubernetes_api
 from tasks.pool.kubernetes import KubernetesPool
@@ -157,12 +157,16 @@ def test_a_job_that_waits_too_long_is_withdrawn_with_the_clusters_reason(pool, c
             "reason": "Unschedulable",
             "message": "0/1 nodes are available",
         }
-        cluster.pod(0, {"phase": "Pending", "conditions": [reason]}, ownerReferences=[])
+        pod = cluster.pod(0, {"phase": "Pending", "conditions": [reason]})
+        while cluster.find("jobs") is not None:
+            time.sleep(0.02)
+        cluster.remove("v1/pods", pod["metadata"]["name"])
 
-    threading.Thread(target=schedule).start()
-    threading.Timer(4, lambda: [cluster.remove("v1/pods", name) for name in cluster.names("pods")]).start()
+    thread = threading.Thread(target=schedule)
+    thread.start()
     with pytest.raises(JobFailed, match=r"still queued after .* \(Unschedulable: 0/1 nodes are available"):
         supervise(pool, job(tmp_path, num_nodes=3, queue_limit_s=3), Watch(on_waiting=told.append))
+    thread.join()
     assert any("0/1 nodes" in reason for reason in told)
     assert cluster.names("jobs") == []
 
@@ -209,6 +213,7 @@ def test_a_lost_node_is_a_preemption_though_its_pod_never_ends(pool, cluster, tm
     cluster.objects["v1/pods", "team", pod["metadata"]["name"]].patch({"metadata": {"deletionTimestamp": ago(31)}})
     assert pool.state(handle) is JobState.PREEMPTED
     assert "its node on gpu-1 does not answer" in pool.error(handle).summary
+    assert pool.error(handle).kind is FailureKind.LOST
     # Nobody there will end it: it is taken out by force, or its name would be held for ever.
     threading.Timer(0.5, cluster.remove, ("v1/pods", pod["metadata"]["name"])).start()
     pool.cancel(handle)
@@ -229,6 +234,7 @@ def test_a_job_beyond_its_time_limit_has_failed_though_its_ranks_left_on_request
     cluster.end("Failed", "PodFailurePolicy", message)
     assert pool.state(handle) is JobState.FAILED
     assert "raise pool.time_limit_minutes" in pool.error(handle).summary
+    assert pool.error(handle).kind is FailureKind.USER
 
 
 def test_a_rank_that_ran_out_of_memory_says_so(pool, cluster, tmp_path):

@@ -15,9 +15,9 @@ import pytest
 
 from tasks.contracts.files import write_json, write_text
 from tasks.contracts.job import JobSpec
-from tasks.pool.attempts import FAILURES
 from tasks.pool.kubernetes_pod import exit_codes
 from tasks.pool.launch import Rendezvous, agent_command
+from tasks.pool.torchrun_files import FAILURES
 from tests.conftest import REPOSITORY
 from tests.pool.any_pool import job
 
