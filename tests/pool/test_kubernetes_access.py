@@ -35,7 +35,7 @@ def right(method: str, path: str) -> tuple[str, str, str] | None:
     return found[1] or "", found[2] + (found[3] or ""), VERBS.get(method) or ("get" if is_one else "list")
 
 
-def test_the_flow_may_do_what_it_does_and_nothing_else(pool, cluster, tmp_path):  # noqa: F811
+def test_the_flow_may_do_what_it_does_and_nothing_else(pool, cluster, tmp_path):
     queued = type(pool)(pool._settings.model_copy(update={"queue": "team"}))
     cluster.put(WORKLOADS, "w", {"status": {"conditions": []}})
     handle = queued.submit(job(tmp_path, name="queued"))
