@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 TEST_DATA := $(VENV)/.test-data
 REPEAT ?= 10
 
-.PHONY: help install demo ui test test-fast test-slurm faults-pool check format clean
+.PHONY: help install demo ui test test-fast test-slurm test-kubernetes faults-pool check format clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ faults-pool: $(INSTALLED)  ## every fault of the pool REPEAT times, here and on 
 	infra/slurm/local-cluster.sh up
 	SLURM_CONF=/run/proving-ground-slurm/slurm.conf $(BIN)/python -m tests.faults.pool --repeat $(REPEAT) --backend slurm; \
 		code=$$?; infra/slurm/local-cluster.sh down; exit $$code
+
+test-kubernetes: $(INSTALLED)  ## the pool on the cluster of the kubeconfig, in a namespace of its own; IMAGE=... names the image
+	$(BIN)/python -m tests.kubernetes
 
 check: $(INSTALLED)  ## lint, format, types
 	$(BIN)/ruff check .

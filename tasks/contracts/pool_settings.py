@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from tasks.contracts.frozen_settings import Settings
+from tasks.contracts.kubernetes_settings import KubernetesSettings
 
 Word = Annotated[str, Field(pattern=r"^[^\s\"'`$\\]+$")]
 """What stands in a directive as it is: no white space, quote or shell sign."""
@@ -74,9 +75,9 @@ NetworkProfile = Literal["auto", "infiniband", "roce", "ethernet"]
 class PoolSettings(Settings):
     """Where the jobs run and how wide."""
 
-    backend: Literal["local", "slurm"] = "local"
+    backend: Literal["local", "slurm", "kubernetes"] = "local"
     """`local`: torchrun agents on this machine, one per emulated node. `slurm`: sbatch and srun, from a machine that has
-    Slurm's commands and the shared folder."""
+    Slurm's commands and the shared folder. `kubernetes`: an Indexed Job, from wherever the API and the shared folder are seen."""
     num_nodes: int = Field(default=1, ge=1, le=1024)
     """Nodes of a training or inference job."""
     processes_per_node: int = Field(default=1, ge=1, le=64)
@@ -102,6 +103,7 @@ class PoolSettings(Settings):
     a missing fabric fails instead of being slow."""
     local: LocalSettings = LocalSettings()
     slurm: SlurmSettings = SlurmSettings()
+    kubernetes: KubernetesSettings = KubernetesSettings()
 
     @model_validator(mode="after")
     def _fewest(self) -> Self:

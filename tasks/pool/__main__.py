@@ -174,7 +174,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
             command.add_argument("--node", type=int, help="this node's lines only")
     render = commands.add_parser("render", help="what would be submitted")
     render.add_argument("deployment", help="finetune/poc, for example")
-    render.add_argument("--backend", choices=["slurm", "torchrun"], required=True)
+    render.add_argument("--backend", choices=["slurm", "kubernetes", "torchrun"], required=True)
     render.add_argument("--stage", choices=STAGES, default="train_adapter", help="(default: %(default)s)")
     render.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting; repeatable")
     render.add_argument("--run", default="by-hand", help="name of the run (default: %(default)s)")

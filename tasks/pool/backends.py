@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tasks.contracts.job import Pool
 from tasks.contracts.settings import Experiment
+from tasks.pool.kubernetes import KubernetesPool
 from tasks.pool.local import LocalPool
 from tasks.pool.slurm import SlurmPool
 
@@ -13,4 +14,6 @@ def open_pool(experiment: Experiment) -> Pool:
     pool = experiment.pool
     if pool.backend == "slurm":
         return SlurmPool(pool.slurm, pool.network)
+    if pool.backend == "kubernetes":
+        return KubernetesPool(pool.kubernetes, pool.network)
     return LocalPool(Path(experiment.storage.shared) / "pool", share_gpus=pool.local.share_gpus)

@@ -4,16 +4,21 @@ import shlex
 import sys
 from pathlib import Path
 
+import yaml
+
 from tasks.contracts.job import JobSpec
 from tasks.contracts.run_folder import RunFolder
 from tasks.contracts.settings import Experiment
 from tasks.pool.attempts import begin_attempt, newest_attempt
+from tasks.pool.kubernetes_objects import render_job, render_service
 from tasks.pool.launch import Rendezvous, agent_command
 from tasks.pool.slurm_script import sbatch_script
 from tasks.pool.stage_jobs import dataset_job, inference_job, training_job
 
 TOKEN = "0" * 12
 """In place of the one that each submission draws."""
+NO_UID = "00000000-0000-0000-0000-000000000000"
+"""In place of the Job's, which the Service belongs to and which the cluster gives it."""
 BY_HAND_PORT = 29500
 STAGES = ("prepare_dataset", "run_inference_baseline", "train_adapter", "run_inference_finetuned")
 
@@ -47,6 +52,9 @@ def rendered(experiment: Experiment, job: JobSpec, backend: str, *, write: bool)
         attempt = begin_attempt(job, newest)
     if backend == "slurm":
         return sbatch_script(job, attempt, TOKEN, experiment.pool.slurm, experiment.pool.network)
+    if backend == "kubernetes":
+        objects = render_job(job, attempt, TOKEN, experiment.pool.kubernetes, experiment.pool.network)
+        return yaml.safe_dump_all([objects, render_service(objects, NO_UID)], sort_keys=False)
     return torchrun_lines(job, attempt)
 
 

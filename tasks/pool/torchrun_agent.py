@@ -34,7 +34,11 @@ _requested: set[int] = set()
 def main(argv: list[str]) -> int:
     node = os.environ.get("NODE_RANK") or os.environ.get("SLURM_NODEID") or "0"
     failures_file, options = Path(argv[1].replace("{node}", node)), argv[2:]
-    write_json(failures_file.with_name(HOST.format(node=node)), {"host": socket.gethostname(), "pid": os.getpid()})
+    # A pod has a name of its own and is told its node's.
+    write_json(
+        failures_file.with_name(HOST.format(node=node)),
+        {"host": os.environ.get("NODE_NAME") or socket.gethostname(), "pid": os.getpid()},
+    )
     # torchrun takes over the signals named here (its option --signals-to-handle) and leaves the rest to us.
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"
     for number in REQUESTS_TO_LEAVE:

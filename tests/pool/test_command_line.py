@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tasks.contracts.deployments import deployment_values
 from tasks.contracts.files import write_json
@@ -93,6 +94,23 @@ def test_rendering_writes_nothing_and_names_the_next_attempt(storage, capsys):
     assert script.startswith("#!/bin/bash\n#SBATCH --job-name=mine-train-adapter\n")
     assert f"{storage}/runs/mine/jobs/train_adapter/003/spec.json" in script
     assert sorted(storage.rglob("*")) == before
+
+
+def test_the_kubernetes_objects_are_those_that_are_made(storage, capsys):
+    settings = {
+        "storage.shared": storage,
+        "pool.kubernetes.image": "registry.example/image:1",
+        "pool.kubernetes.volumes": f"[{{mount_path: {storage}, claim: shared}}]",
+    }
+    words = ["render", "demo", "--backend", "kubernetes", "--run", "mine"]
+    assert run(storage, *words) == 2
+    assert "pool.kubernetes.image is empty" in capsys.readouterr().err
+    for name, value in settings.items():
+        words += ["--set", f"{name}={value}"]
+    assert run(storage, *words) == 0
+    job, service = yaml.safe_load_all(capsys.readouterr().out)
+    assert (job["kind"], job["spec"]["completions"]) == ("Job", 2)
+    assert service["metadata"]["name"] == job["metadata"]["name"]
 
 
 def test_the_torchrun_lines_name_a_spec_that_is_there_when_asked_for(storage, capsys):
