@@ -15,6 +15,16 @@ MAX_SCHEMA_PARTS = 2000
 MAX_ENUM = 500
 MAX_ARGUMENTS_CHARACTERS = 32_000
 """Of a call's arguments as JSON; checking takes time by their product with the schema."""
+JSON_TYPES: Mapping[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+}
+ANNOTATIONS = {"description", "title", "default", "examples", "format"}
+"""Keywords of a schema that refuse nothing; formats are not checked here."""
+PLAIN_KEYWORDS = {"type", "properties", "required", "additionalProperties", *ANNOTATIONS}
+"""Of those, the ones that refuse are looked after by :func:`check_call` itself."""
 
 
 class CallProblem(ValueError):
@@ -44,12 +54,35 @@ def check_call(call: Call, tools: Sequence[Tool]) -> None:
         raise CallProblem("unknown_argument", f"{call.name} has no parameter {sorted(unknown)}")
     if missing := [name for name in schema.get("required", []) if name not in call.arguments]:
         raise CallProblem("missing_argument", f"{call.name} needs {missing}")
+    # What most calls come to: the library takes a tenth of a millisecond to say the same.
+    types = _plain_types(schema)
+    if types is not None and all(type(value) in types[name] for name, value in call.arguments.items()):
+        return
     try:
         _validator(schema).validate(dict(call.arguments))
     except jsonschema.ValidationError as error:
         raise CallProblem("schema_mismatch", f"{call.name}: {error.message[:200]}") from error
     except Exception as error:  # A broken schema fails in many ways inside the library; each is this row's fault.
         raise CallProblem("bad_tools", f"schema of {call.name}: {type(error).__name__}: {str(error)[:200]}") from error
+
+
+@by_identity
+def _plain_types(schema: Mapping[str, Any]) -> Mapping[str, tuple[type, ...]] | None:
+    """Types of values that each parameter surely takes; None where the schema asks for more than names and simple types."""
+    if schema.keys() - PLAIN_KEYWORDS or schema.get("type", "object") != "object":
+        return None
+    types: dict[str, tuple[type, ...]] = {}
+    properties = schema.get("properties", {})
+    for name, part in properties.items() if isinstance(properties, Mapping) else ():
+        if (
+            not isinstance(part, Mapping)
+            or part.keys() - {"type", *ANNOTATIONS}
+            or not isinstance(part.get("type"), str)
+        ):
+            return None
+        # A type that is not among these is left to the library, value by value.
+        types[name] = JSON_TYPES.get(part["type"], ())
+    return types
 
 
 @by_identity

@@ -19,6 +19,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +28,7 @@ from tasks.contracts.settings import DatasetSettings, ModelSettings
 from tasks.dataset.embedded.generate import generate
 from tasks.dataset.prepare import prepare
 from tasks.dataset.rendering.family import FAMILIES
-from tasks.dataset.split import shuffled
+from tasks.dataset.split import shuffle_keys
 from tests.conftest import SHARED_DATA
 
 ROWS = 112_960
@@ -173,7 +174,7 @@ def compare(rows: Path, output: Path, tokenizer, work: Path, taught: int, ours_s
     # The template writes a line break after the last end of turn as well, which nobody is asked or taught.
     end = len(tokenizer("\n", add_special_tokens=False)["input_ids"])
     theirs = tokenised["input_ids"]
-    order = shuffled(ids, SEED)
+    order = np.argsort(shuffle_keys(ids, SEED), kind="stable").tolist()
     different = [row for position, row in enumerate(order) if ours[position] != theirs[row][:-end]]
     if different or len(theirs) != len(ours):
         example = f"; the first as theirs: {tokenizer.decode(theirs[different[0]])!r}" if different else ""

@@ -11,6 +11,7 @@ from tasks.dataset.sources.files import (
     COLUMNS,
     DatasetNotFound,
     RawRow,
+    Unread,
     as_row,
     find_files,
     is_file_name,
@@ -80,12 +81,27 @@ def _chunks(rows: Iterable[tuple[str, RawRow]]) -> Iterator[list[tuple[str, RawR
     size = 0
     for row_id, row in rows:
         chunk.append((row_id, row))
-        size += len(row) if isinstance(row, bytes) else 0
+        size += _size(row)
         if len(chunk) == CHUNK_ROWS or size > CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0
     if chunk:
         yield chunk
+
+
+def _size(row: RawRow) -> int:
+    """Bytes or characters of text in a row."""
+    size = 0
+    parts: list[Any] = [row.row if isinstance(row, Unread) else row]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, str | bytes):
+            size += len(part)
+        elif isinstance(part, Mapping):
+            parts += part.values()
+        elif isinstance(part, list):
+            parts += part
+    return size
 
 
 def _rows(
