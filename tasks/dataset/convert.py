@@ -55,7 +55,8 @@ _encode_sorted = json.JSONEncoder(sort_keys=True).encode
 @dataclass(frozen=True, slots=True)
 class Rejected:
     """A row that cannot be used: its reason code, what was wrong, and the whole row or, where there is no text or too much, its
-    place."""
+    place.
+    """
 
     id: str
     source: str

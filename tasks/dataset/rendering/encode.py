@@ -1,9 +1,10 @@
 """Text to token ids at several times the speed of the tokenizers library, for the tokenizers that allow it.
 
 Byte-level BPE never merges across the words that its pattern cuts a text into, nor across its special tokens. So the ids of a
-word are looked up once, and the library is asked for words that are new; turns that stand in many rows are kept whole. Where
-a tokenizer does more than that, or a text holds more than plain ASCII (what counts as a letter depends on the version of
-Unicode), the library encodes the text itself. Tests hold both ways equal, and :meth:`Encoder.check` does at run time.
+word are looked up once, and BPE is asked for words that are new; turns that stand in many rows are kept whole. Where a
+tokenizer does more than that, the library encodes the text itself, and so it does the parts of a text that hold more than plain
+ASCII (what counts as a letter depends on the version of Unicode). Tests hold both ways equal, and :meth:`Encoder.check` does
+at run time.
 """
 
 import json
@@ -52,6 +53,8 @@ ON_ASCII = {pattern: _on_ascii(pattern) for pattern in (GPT2_PATTERN, LLAMA3_PAT
 NORMALIZERS_WITHOUT_EFFECT = (None, "NFC", "NFD", "NFKC", "NFKD")
 """On plain ASCII."""
 PLAIN = re.compile(r"[\x20-\x7e\t\n\r]*+")
+BEFORE_A_WORD = re.compile(r"(?<=[!-~])(?= [A-Za-z])")
+"""Where all of the patterns cut, whatever stands around: the space begins a word, and nothing before it goes on over it."""
 BYTE_LEVEL = str.maketrans({" ": "\u0120", "\n": "\u010a", "\t": "\u0109", "\r": "\u010d"})
 """How ``ByteLevel`` writes the signs of plain ASCII that it does not leave as they are."""
 MAX_WORDS = 1 << 17
@@ -117,10 +120,16 @@ class Encoder:
 
     # Ids as bytes of int32, since joining those costs a fraction of what as many Python numbers do.
     def _encode_turn(self, text: str) -> bytes:
-        if text in self._added or not PLAIN.fullmatch(text):
+        if text in self._added:
             return self._slowly(text)
         if len(self._ids) > MAX_WORDS:
             self._ids.clear()
+        if PLAIN.fullmatch(text):
+            return self._plainly(text)
+        pieces = BEFORE_A_WORD.split(text)
+        return b"".join([self._plainly(p) if PLAIN.fullmatch(p) else self._slowly(p) for p in pieces])
+
+    def _plainly(self, text: str) -> bytes:
         ids = self._ids
         return b"".join([ids[word] for word in self._words.findall(text)])
 
