@@ -48,9 +48,10 @@ def ordered_map(
 
 def _prepare(make: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...]) -> None:
     global _function
-    # Rows come and go by the million; searching the caches for cycles at every turn costs several percent.
+    # Looking for cycles among the rows that are being worked on takes a tenth of the time and finds none. What is counted is
+    # objects made less objects gone, so that only cycles that pile up get this far, never an item's own rows.
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(300_000, 20, 50)
     _function = make(*arguments)
 
 
