@@ -6,10 +6,16 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class WorkerLost(RuntimeError):
+    """A worker has ended without an answer."""
+
 
 IN_FLIGHT_PER_WORKER = 3
 ITEMS_WITHOUT_WORKERS = 2
@@ -25,6 +31,9 @@ def ordered_map(
     """``make(*arguments)`` applied to every item, in the items' order.
 
     ``make`` runs once per process. At most a few items per worker are read ahead, so that memory does not grow with them.
+
+    Raises:
+        WorkerLost: a worker was ended from outside.
     """
     iterator = iter(items)
     first = list(itertools.islice(iterator, ITEMS_WITHOUT_WORKERS + 1))
@@ -42,6 +51,11 @@ def ordered_map(
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise WorkerLost(
+                f"one of {num_workers} workers was ended from outside, most often for want of memory; lower dataset.num_workers "
+                "(each takes about 0.3 GB), or give more memory"
+            ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

@@ -253,6 +253,7 @@ class TestInspect:
             ("empty.jsonl", "", 1, "holds no rows"),
             ("rows.csv", "query,answers\n", 1, "holds no rows"),
             ("rows.jsonl", "{}\n", 1, "look like none of"),
+            ("rows.jsonl", '{"messages": [\n' * 3, 1, "none of the first 3 rows can be read; the first: not_json"),
         ],
     )
     def test_what_is_no_dataset_is_named(self, tmp_path, name, content, status, said):

@@ -1,7 +1,7 @@
 """Raw rows of all sources of the settings, in chunks that one worker takes at a time."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from tasks.dataset.sources.files import (
     parse,
     read_file,
 )
-from tasks.dataset.sources.formats import detect_format
+from tasks.dataset.sources.formats import UnknownFormat, detect_format
 from tasks.dataset.sources.rows import RowRejected
 
 CHUNK_ROWS = 512
@@ -63,17 +63,25 @@ def read_chunks(settings: DatasetSettings) -> Iterator[Chunk]:
             first = list(itertools.islice(rows, NUM_ROWS_TO_DETECT))
             rows = itertools.chain(first, rows)
             # A source without any row has no format; there is nothing to read with it either.
-            format_ = detect_format([_columns(row) for _, row in first], source.name) if first else "hermes"
+            format_ = _format_of(first, source.name) if first else "hermes"
             print(f"source {source.name}: rows in the format {format_}")
         for chunk in _chunks(rows):
             yield Chunk(index, format_, chunk)
 
 
-def _columns(row: RawRow) -> Mapping[str, Any] | None:
-    try:
-        return parse(row)
-    except RowRejected:
-        return None
+def _format_of(rows: Sequence[tuple[str, RawRow]], name: str) -> str:
+    columns: list[Mapping[str, Any]] = []
+    problem: RowRejected | None = None
+    for _, row in rows:
+        try:
+            columns.append(parse(row))
+        except RowRejected as error:
+            problem = problem or error
+    if problem and not columns:
+        raise UnknownFormat(
+            f"{name}: none of the first {len(rows)} rows can be read; the first: {problem}; is it UTF-8, and what its name says?"
+        ) from problem
+    return detect_format(columns, name)
 
 
 def _chunks(rows: Iterable[tuple[str, RawRow]]) -> Iterator[list[tuple[str, RawRow]]]:
