@@ -57,7 +57,7 @@ def test_a_killed_rank_is_failed_everywhere_with_its_own_error_and_the_run_resum
 
     code, output = finish(start(storage, stack, "killed"))
     assert code == 3, output
-    assert "going on from checkpoint-2" in output
+    assert "going on from step-000002" in output
 
 
 def test_a_stage_that_fails_first_fails_the_run_and_the_others_say_that_they_were_stopped(first_run, storage, stack):

@@ -19,7 +19,8 @@ import pytest
 from tests.training import rank_faults
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["tasks.training.train", "tests.training.rank_faults"])
+# The last one freezes what the others have loaded: no rank then collects garbage in it.
+context.set_forkserver_preload(["tasks.training.train", "tests.training.rank_faults", "tests.training.frozen"])
 
 
 class ToyJob:
