@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TEST_DATA := $(VENV)/.test-data
 
-.PHONY: help install demo ui test test-fast test-slurm check format clean
+.PHONY: help install demo ui test test-fast test-slurm faults check format clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,10 @@ test-slurm: $(INSTALLED)  ## the pool on a real Slurm of two nodes, made here fo
 	infra/slurm/local-cluster.sh up
 	SLURM_CONF=/run/proving-ground-slurm/slurm.conf $(BIN)/python -m pytest tests/pool/test_slurm.py; \
 		code=$$?; infra/slurm/local-cluster.sh down; exit $$code
+
+REPEAT ?= 1
+faults: $(INSTALLED)  ## do each fault to a toy training REPEAT times and count; about two minutes a time
+	$(BIN)/python -m tests.faults.training --repeat $(REPEAT)
 
 check: $(INSTALLED)  ## lint, format, types
 	$(BIN)/ruff check .

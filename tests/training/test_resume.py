@@ -250,7 +250,7 @@ def test_a_checkpoint_of_other_settings_or_another_base_is_refused(unbroken, tmp
     assert attempt.wait() == [1, -signal.SIGTERM]
     error = attempt.error(0)
     assert "ForeignCheckpoint" in error
-    assert "training.learning_rate: 0.02 there, 0.0001 now" in error
+    assert "training.learning_rate: 0.01 there, 0.0001 now" in error
     assert "base_weights_sha256" in error
     assert "per_device" not in error
 

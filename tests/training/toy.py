@@ -14,7 +14,7 @@ SETTINGS = {
     "global_batch_size": 4,
     "per_device_batch_size": 1,
     "num_epochs": 2,
-    "learning_rate": 2e-2,
+    "learning_rate": 1e-2,
     "warmup_steps": 2,
     "save_every_steps": 5,
     "log_every_steps": 1,
