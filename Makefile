@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 TEST_DATA := $(VENV)/.test-data
 REPEAT ?= 10
 
-.PHONY: help install demo ui test test-fast test-slurm test-kubernetes faults-pool check format clean
+.PHONY: help install demo ui test test-fast test-slurm test-kubernetes faults faults-pool check format clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,9 @@ faults-pool: $(INSTALLED)  ## every fault of the pool REPEAT times, here and on 
 
 test-kubernetes: $(INSTALLED)  ## the pool on the cluster of the kubeconfig, in a namespace of its own; IMAGE=... names the image
 	$(BIN)/python -m tests.kubernetes
+
+faults: $(INSTALLED)  ## do each fault to a toy training REPEAT times and count; about two minutes a time
+	$(BIN)/python -m tests.faults.training --repeat $(REPEAT)
 
 check: $(INSTALLED)  ## lint, format, types
 	$(BIN)/ruff check .

@@ -15,17 +15,11 @@ from tasks.dataset.sources.read import check_dataset
 from tasks.models.identity import ModelNotFound, check_model
 from tasks.pool.kubernetes_objects import check_reachable
 from tasks.pool.local import check_gpus
-from tasks.training.plan import plan_training
+from tasks.training.plan import FREE_SETTINGS, plan_training
 
 BINDING_GROUPS = ("model.", "dataset.", "training.", "inference.")
 """Settings that decide what a run's files hold. Pool, storage and gates may change when a run is resumed."""
-FREE_ON_RESUME = {
-    "training.per_device_batch_size",
-    "training.gradient_checkpointing",
-    "training.save_every_steps",
-    "training.log_every_steps",
-    "inference.batch_size",
-}
+FREE_ON_RESUME = {f"training.{name}" for name in FREE_SETTINGS} | {"inference.batch_size"}
 """Settings among them that change how fast or in how much memory, and nothing that is learnt or asked."""
 
 

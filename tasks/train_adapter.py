@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
 
 from tasks.pool.stage_jobs import training_job
 from tasks.prepare_dataset import PreparedDataset
@@ -47,5 +48,12 @@ def train_adapter(run: Run, dataset: PreparedDataset) -> TrainedAdapter:
     names = ("final_loss", "tokens_per_s_per_gpu", "total_steps", "peak_memory_gbytes")
     run.tracking.log_metrics(child, {f"train/{name}_of_run": figures[name] for name in names})
     run.tracking.client.set_tag(child, "base_weights_sha256", figures["base_weights_sha256"])
+    if figures["failed_checkpoints"]:
+        lost = "\n".join(figures["failed_checkpoints"])
+        get_run_logger().warning("some checkpoints could not be written, training went on without them:\n%s", lost)
+        run.tracking.client.set_tag(child, "failed_checkpoints", lost[:5000])
+    if "merged" in figures:
+        # Where it is, not what it is: as large as the base, and on the shared storage already.
+        run.tracking.client.set_tag(child, "merged_model", figures["merged"])
     run.tracking.log_folder(child, adapter, "adapter")
     return TrainedAdapter(str(adapter), figures, child)

@@ -20,9 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.contracts.files import read_json, write_json
+from tasks.contracts.files import append, read_json, write_json
 
 BEGUN = "begun.json"
+
+
+class TryAgain(RuntimeError):
+    """Another attempt will do better: what this one learnt is written down for it."""
 
 
 class StaleAttempt(RuntimeError):
@@ -50,8 +54,7 @@ class Attempt:
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one point of each metric; the orchestrator forwards them to MLflow."""
         line = json.dumps({"step": step, "time": time.time(), "metrics": dict(metrics)})
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append(self.folder / "metrics.jsonl", line.encode() + b"\n")
 
     def report_progress(self, done: int, total: int, unit: str) -> None:
         """Say how far the work is."""

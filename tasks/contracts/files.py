@@ -1,5 +1,6 @@
 """Writing that is either whole or absent: a temporary file, fsync, rename."""
 
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,24 @@ def write_text(path: Path, text: str) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def append(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """Append ``data`` whole or not at all: half a line, on a full disk, would spoil the one that follows it.
+
+    Raises:
+        OSError: the disk is full or fails; the file is as it was.
+    """
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            if file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            if durable:
+                os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:

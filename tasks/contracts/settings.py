@@ -226,6 +226,12 @@ class TrainingSettings(Settings):
     multiply bfloat16 natively, float32 on others."""
     save_every_steps: int = Field(default=500, ge=1)
     """Optimiser steps between checkpoints."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints that are kept, besides the one with the lowest loss."""
+    collective_timeout_minutes: float = Field(default=10, gt=0)
+    """A rank that stands still longer than this in training ends the attempt, which names it; loading may take longer."""
+    merge_adapter: bool = False
+    """Also leave the base with the adapter merged in (in float32, checked), as one model in the base's precision."""
     log_every_steps: int = Field(default=10, ge=1)
     """Optimiser steps between points of the loss curve."""
     seed: int = 7

@@ -32,6 +32,11 @@ GAVE_WAY = (
     "stale file handle",
     "transport endpoint is not connected",
     "uncorrectable ecc error",
+    # Exceptions of ours that say so themselves, in tasks/training and tasks/contracts/attempt.py.
+    "tryagain:",
+    "hungrank:",
+    "missingranks:",
+    "checkpointnotseen:",
 )
 """In the error of a rank: a network, a device or the storage gave way, and the program is not to blame."""
 DEATHS = tuple(-number for number in (signal.SIGKILL, signal.SIGABRT, signal.SIGBUS, signal.SIGSEGV, signal.SIGTERM))

@@ -4,6 +4,18 @@ from dataclasses import dataclass
 
 from tasks.contracts.settings import TrainingSettings
 
+FREE_SETTINGS = frozenset(
+    {
+        "per_device_batch_size",
+        "gradient_checkpointing",
+        "save_every_steps",
+        "keep_checkpoints",
+        "log_every_steps",
+        "collective_timeout_minutes",
+        "merge_adapter",
+    }
+)
+"""Training settings that change how fast or in how much memory, and nothing that is learnt: a run may go on with others."""
 MAX_WARMUP_SHARE = 0.2
 """A run that spends a fifth of its steps or more warming up has a wrong batch size or warm-up for its rows."""
 

@@ -1,23 +1,40 @@
 """The loss curve and speed of a training run, as it runs."""
 
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tasks.contracts.attempt import Attempt
+from tasks.training.checkpoints import is_full_disk
 from tasks.training.plan import TrainingPlan
 
 LOSS, SPEED = "train/loss", "train/tokens_per_s_per_gpu"
+FAILED_CHECKPOINTS = "train/failed_checkpoints"
 NAMES = {"loss": LOSS, "learning_rate": "train/learning_rate", "grad_norm": "train/grad_norm"}
 
 
-class Reporter(TrainerCallback):
-    """Logs every point to the attempt's metrics and says how far the run is. Padding is not counted as tokens."""
+def say(text: str) -> None:
+    """Print a line for people; one that finds no room on a full disk is lost, and training is not."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        if not is_full_disk(error):
+            raise
 
-    def __init__(self, attempt: Attempt, plan: TrainingPlan) -> None:
+
+class Reporter(TrainerCallback):
+    """Logs every point to the attempt's metrics and says how far the run is. Padding is not counted as tokens.
+
+    Args:
+        failed_checkpoints: grows while training runs; how many are told with every point once there are any.
+    """
+
+    def __init__(self, attempt: Attempt, plan: TrainingPlan, failed_checkpoints: Sequence[str]) -> None:
         self._attempt = attempt
         self._plan = plan
+        self._failed_checkpoints = failed_checkpoints
         self._last = (0.0, 0)
 
     def on_train_begin(
@@ -47,13 +64,23 @@ class Reporter(TrainerCallback):
         # The trainer sees all epochs as one, in the order that the plan gave them.
         epoch = state.global_step / self._plan.steps_per_epoch
         metrics |= {SPEED: speed, "train/epoch": epoch}
-        self._attempt.log_metrics(state.global_step, metrics)
+        if self._failed_checkpoints:
+            metrics[FAILED_CHECKPOINTS] = len(self._failed_checkpoints)
+        self._write(lambda: self._attempt.log_metrics(state.global_step, metrics))
         left = (state.max_steps - state.global_step) * seconds / max(1, args.logging_steps)
-        print(
+        say(
             f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}  "
             f"lr {logs.get('learning_rate', 0):.2e}  {speed:.0f} tokens/s/rank  about {left:.0f} s left"
         )
 
     def _progress(self, state: TrainerState) -> None:
         if state.is_world_process_zero:
-            self._attempt.report_progress(state.global_step, state.max_steps, "steps")
+            self._write(lambda: self._attempt.report_progress(state.global_step, state.max_steps, "steps"))
+
+    def _write(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            if not is_full_disk(error):
+                raise
+            say(f"progress of this step is not recorded: {error}")

@@ -21,8 +21,8 @@ from trl import SFTConfig, SFTTrainer
 from tasks.contracts.settings import LoraSettings, ModelSettings
 from tasks.models.load import load_model, load_tokenizer, quiet_loading
 from tasks.models.materialise import materialise
+from tasks.training.adapter import lora_config
 from tasks.training.answer_only_loss import AnswerOnlyTrainer
-from tasks.training.train import lora_config
 
 ANSWER_SHARE = 0.25
 LENGTHS_TOKENS = (90, 250)

@@ -70,6 +70,8 @@ def test_no_record_is_no_cause():
         (1, "torch.distributed.DistBackendError: NCCL error in ProcessGroupNCCL.cpp", FailureKind.TRANSIENT),
         (1, "RuntimeError: Connection reset by peer", FailureKind.TRANSIENT),
         (1, "OSError: [Errno 116] Stale file handle", FailureKind.TRANSIENT),
+        (1, "TryAgain: rank 0 ran out of memory. Started again, the run takes 2 at a time", FailureKind.TRANSIENT),
+        (1, "HungRank: rank 1 stands still since 10:00:00", FailureKind.TRANSIENT),
         (-9, "Signal 9 (SIGKILL) received by PID 7", FailureKind.TRANSIENT),
         (-15, "Signal 15 (SIGTERM) received by PID 7", FailureKind.TRANSIENT),
         (75, "Process failed with exitcode 75", FailureKind.LOST),

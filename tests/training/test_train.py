@@ -9,7 +9,6 @@ import sys
 import pyarrow as pa
 import pytest
 
-from tasks.contracts.attempt import Attempt
 from tasks.contracts.settings import LoraSettings, TrainingSettings
 
 pytestmark = pytest.mark.integration
@@ -20,7 +19,7 @@ IGNORED = -100
 @pytest.fixture
 def rows(tmp_path):
     """Two tokenised conversations: two answers in the first, one in the second."""
-    from tasks.training.train import load_rows
+    from tasks.training.rows import load_rows
 
     table = pa.table(
         {
@@ -37,7 +36,7 @@ def rows(tmp_path):
 
 
 def test_shuffled_answers_swap_answers_and_keep_requests(rows):
-    from tasks.training.train import shuffled_answers
+    from tasks.training.rows import shuffled_answers
 
     swapped = shuffled_answers(rows, seed=1)
     answers = [[t for t in row["labels"] if t != IGNORED] for row in swapped]
@@ -112,40 +111,11 @@ def test_mixed_precision_multiplies_exactly_what_autocast_would(embedded_model):
     assert model.model.layers[3].mlp.up_proj.weight.dtype == torch.bfloat16
 
 
-def test_an_unfinished_or_damaged_checkpoint_is_passed_over(tmp_path):
-    from tasks.training.checkpoints import MarkComplete, newest_valid
-
-    class State:
-        is_world_process_zero = True
-        global_step = 0
-
-    class Arguments:
-        output_dir = str(tmp_path)
-
-    (tmp_path / "attempts" / "001").mkdir(parents=True)
-    (tmp_path / "attempts" / "NEWEST").write_text("001")
-    mark = MarkComplete(Attempt(tmp_path / "attempts" / "001"))
-    for step in (5, 10, 15):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        (folder / "weights").write_bytes(bytes(range(step)))
-        State.global_step = step
-        if step < 15:
-            mark.on_save(Arguments, State, None)
-    assert newest_valid(tmp_path).name == "checkpoint-10"
-    assert (tmp_path / "LATEST").read_text() == "checkpoint-10"
-    data = bytearray((tmp_path / "checkpoint-10" / "weights").read_bytes())
-    data[3] ^= 1
-    (tmp_path / "checkpoint-10" / "weights").write_bytes(data)
-    assert newest_valid(tmp_path).name == "checkpoint-5"
-    assert json.loads((tmp_path / "checkpoint-5" / "manifest.json").read_text())["step"] == 5
-
-
 def test_layers_below_the_first_get_no_adapter(embedded_model):
     from peft import get_peft_model
 
     from tasks.models.load import load_model
-    from tasks.training.train import lora_config
+    from tasks.training.adapter import lora_config
 
     model = load_model(embedded_model, "float32")
     whole = lora_config(LoraSettings(), model)
@@ -159,7 +129,7 @@ def test_layers_below_the_first_get_no_adapter(embedded_model):
 
 def test_a_layer_that_the_model_lacks_is_refused(embedded_model):
     from tasks.models.load import load_model
-    from tasks.training.train import lora_config
+    from tasks.training.adapter import lora_config
 
     with pytest.raises(ValueError, match="first_layer=30, but the model's 30 layers end at 29"):
         lora_config(LoraSettings(first_layer=30), load_model(embedded_model, "float32"))
@@ -206,7 +176,7 @@ def test_an_attempt_that_finds_all_steps_done_still_ends_well(embedded_model, ro
         done = subprocess.run(command, env=os.environ | rank, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         results.append(json.loads((job / "result.json").read_text()))
-    assert "going on from checkpoint-2" in done.stdout
+    assert "going on from step-000002" in done.stdout
     assert results[0]["total_steps"] == 2
     assert results[1]["final_loss"] == results[0]["final_loss"]
     assert results[1]["tokens_per_s_per_gpu"] == results[0]["tokens_per_s_per_gpu"]

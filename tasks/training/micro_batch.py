@@ -1,0 +1,60 @@
+"""Out of memory: the next attempt takes a smaller micro-batch and the same global batch, once."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from tasks.contracts.attempt import TryAgain
+from tasks.contracts.files import read_json, write_json
+
+FILE = "micro_batch.json"
+SIGNS = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+class OutOfMemory(RuntimeError):
+    """The rank's memory does not hold the micro-batch."""
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What an attempt that ran out of memory leaves for the next: conversations per GPU at a time, tried and to use."""
+
+    tried: int
+    use: int
+    why: str
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory was missing; torch has one type for GPUs and none for the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+
+
+def read_reduction(output: Path, per_device_batch_size: int) -> Reduction | None:
+    """The reduction of an earlier attempt, if it was made from the size that the settings ask for."""
+    path = output / FILE
+    if not path.exists():
+        return None
+    reduction = Reduction(**read_json(path))
+    return reduction if reduction.tried == per_device_batch_size else None
+
+
+def reduce(output: Path, *, tried: int, why: str, already: Reduction | None) -> OutOfMemory | TryAgain:
+    """Note the smaller size for the next attempt, and return the error that this one ends with."""
+    advice = (
+        "set training.gradient_checkpointing=true, lower dataset.max_length_tokens or training.per_device_batch_size, or "
+        "take a GPU with more memory"
+    )
+    if already is not None:
+        return OutOfMemory(f"{why}, after the size had been lowered from {already.tried}: {advice}")
+    if tried == 1:
+        return OutOfMemory(f"{why}: {advice}")
+    # The largest size below that splits the same global batch among the same ranks.
+    use = max(size for size in range(1, tried) if tried % size == 0)
+    write_json(output / FILE, asdict(Reduction(tried, use, why)))
+    return TryAgain(
+        f"{why}. Started again, the run takes {use} at a time and accumulates {tried // use} times as often; the global "
+        "batch stays"
+    )

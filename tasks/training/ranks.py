@@ -1,0 +1,92 @@
+"""The ranks of one attempt: what they agree on, and who is missing when one is.
+
+Everything here goes through a gloo group on the CPU, so that no agreement waits for what a GPU has queued.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+START_LIMIT_S = 3600.0
+"""For downloading and loading a model; training steps have a limit of their own, which the watchdog keeps."""
+
+
+class MissingRanks(RuntimeError):
+    """Some ranks did not come to where all must be."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This rank among all."""
+
+    rank: int
+    world_size: int
+    group: Any
+
+    @classmethod
+    def join(cls, limit_s: float) -> "Ranks":
+        """Meet all ranks of this attempt (torchrun's environment says where).
+
+        Args:
+            limit_s: longest collective of training; the watchdog ends the attempt before the groups' own limits do.
+        """
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        timeout = timedelta(seconds=max(2 * limit_s, START_LIMIT_S))
+        if backend == "nccl":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group(backend, timeout=timeout)
+        return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=timeout))
+
+    def barrier(self, where: str, limit_s: float) -> None:
+        """Wait for all ranks.
+
+        Raises:
+            MissingRanks: on rank 0, with the ranks that did not come within the limit; on others, that rank 0 did not.
+        """
+        try:
+            dist.monitored_barrier(self.group, timeout=timedelta(seconds=limit_s), wait_all_ranks=True)
+        except RuntimeError as error:
+            raise MissingRanks(
+                f"waited {limit_s:g} s for all {self.world_size} ranks, {where}: {str(error).splitlines()[0]}; "
+                "the logs of the nodes of the missing ranks say what they did last"
+            ) from error
+
+    def from_rank_0(self, values: Sequence[int]) -> list[int]:
+        """Rank 0's values, on every rank; the others' count and are not looked at."""
+        tensor = torch.tensor(values, dtype=torch.int64)
+        dist.broadcast(tensor, src=0, group=self.group)
+        return [int(value) for value in tensor.tolist()]
+
+    def mean(self, value: float) -> float:
+        """The mean over all ranks."""
+        tensor = torch.tensor([value], dtype=torch.float64)
+        dist.all_reduce(tensor, group=self.group)
+        return float(tensor.item()) / self.world_size
+
+    def gather(self, values: Sequence[int]) -> "Gathering":
+        """Begin to collect one row of numbers from every rank; all ranks give as many."""
+        own = torch.tensor(values, dtype=torch.int64)
+        parts = [torch.empty_like(own) for _ in range(self.world_size)]
+        return Gathering(parts, dist.all_gather(parts, own, group=self.group, async_op=True))
+
+    def leave(self) -> None:
+        """Close the groups."""
+        dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """What :meth:`Ranks.gather` began."""
+
+    parts: list[torch.Tensor]
+    work: Any
+
+    def wait(self) -> list[list[int]]:
+        """The rows of all ranks, in their order."""
+        self.work.wait()
+        return [part.tolist() for part in self.parts]

@@ -1,0 +1,124 @@
+"""How the ranks begin: rank 0 looks whether this run can be, all others go on with it or not at all."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tasks.contracts.files import digest_of_files, read_json
+from tasks.contracts.settings import TrainingSettings
+from tasks.training.adapter import lora_config
+from tasks.training.checkpoints import MANIFEST, folder_of, newest_valid
+from tasks.training.plan import FREE_SETTINGS, TrainingPlan, plan_training
+from tasks.training.ranks import Ranks
+from tasks.training.stop_request import leave_silently
+
+NO_CHECKPOINT = -1
+
+
+class CheckpointNotSeen(RuntimeError):
+    """A rank does not see the checkpoint that rank 0 chose."""
+
+
+def on_rank_0(ranks: Ranks, look: Callable[[], list[int]], *, num_values: int) -> list[int]:
+    """What rank 0 found, on every rank; where it raises, its error alone is told and all ranks end."""
+    values, error = [0] * (1 + num_values), None
+    if ranks.rank == 0:
+        try:
+            values = [1, *look()]
+        except Exception as caught:
+            error = caught
+    is_well, *found = ranks.from_rank_0(values)
+    if not is_well:
+        if error is not None:
+            raise error
+        leave_silently()
+    return found
+
+
+def check_inputs(
+    settings: TrainingSettings, model_folder: Path, lengths: Sequence[int], world_size: int
+) -> TrainingPlan:
+    """The plan of a run that can be trained; takes seconds, before any weights are loaded.
+
+    Raises:
+        ValueError: listing everything that is wrong, each with value, limit and what to do.
+    """
+    problems: list[str] = []
+    plan: TrainingPlan | None = None
+    try:
+        plan = plan_training(settings, num_rows=len(lengths), world_size=world_size)
+    except ValueError as error:
+        problems.append(str(error))
+    config = AutoConfig.from_pretrained(model_folder)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and lengths and max(lengths) > positions:
+        longer = sum(length > positions for length in lengths)
+        problems.append(
+            f"{longer} of {len(lengths)} training rows are longer than the {positions} positions of the model in "
+            f"{model_folder}, the longest has {max(lengths)} tokens; set dataset.max_length_tokens={positions} or less"
+        )
+    try:
+        # Modules without weights: enough to know their names.
+        with torch.device("meta"):
+            lora_config(settings.lora, AutoModelForCausalLM.from_config(config))
+    except ValueError as error:
+        problems.append(str(error))
+    if problems or plan is None:
+        raise ValueError("\n".join(problems))
+    return plan
+
+
+def binding_of(
+    settings: TrainingSettings, plan: TrainingPlan, *, base_digest: str, rows_file: Path
+) -> Mapping[str, Any]:
+    """What makes an experiment what it is; a checkpoint is gone on from only where all of it is the same."""
+    learnt = settings.model_dump(mode="json", exclude=set(FREE_SETTINGS))
+    return {f"training.{name}": value for name, value in learnt.items()} | {
+        "base_weights_sha256": base_digest,
+        "training_rows_sha256": digest_of_files([rows_file], rows_file.parent),
+        "total_steps": plan.total_steps,
+    }
+
+
+def agree_on_checkpoint(
+    ranks: Ranks, checkpoints: Path, binding: Mapping[str, Any], *, say: Callable[[str], None]
+) -> int | None:
+    """The step of the newest whole checkpoint, the same on all ranks; None to begin at the beginning.
+
+    Args:
+        binding: rank 0's; the others do not read the files that it is made of.
+
+    Raises:
+        ForeignCheckpoint: on rank 0; the others leave.
+        CheckpointNotSeen: on a rank whose storage shows something else than rank 0's.
+    """
+
+    def look() -> list[int]:
+        found = newest_valid(checkpoints, binding, say=say)
+        return [NO_CHECKPOINT, 0] if found is None else [found[0], _short_digest(folder_of(checkpoints, found[0]))]
+
+    step, digest = on_rank_0(ranks, look, num_values=2)
+    if step == NO_CHECKPOINT:
+        return None
+    folder = folder_of(checkpoints, step)
+    try:
+        seen = _short_digest(folder)
+    except OSError as error:
+        raise CheckpointNotSeen(_not_seen(ranks, folder, str(error))) from error
+    if seen != digest:
+        raise CheckpointNotSeen(_not_seen(ranks, folder, f"its {MANIFEST} is another one"))
+    return step
+
+
+def _short_digest(folder: Path) -> int:
+    return int(read_json(folder / MANIFEST)["sha256"][:15], 16)
+
+
+def _not_seen(ranks: Ranks, folder: Path, why: str) -> str:
+    return (
+        f"rank {ranks.rank} does not see the checkpoint {folder} as rank 0 does ({why}); storage.shared must be one "
+        "folder, the same on all nodes"
+    )

@@ -1,0 +1,58 @@
+"""Faults that a test plants in a rank, at the boundary to torch: the model's forward pass and the storage's size."""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+
+def plant(rank: int, faults: Mapping[str, Any]) -> None:
+    """Plant what ``faults`` say.
+
+    ``pause_s``: seconds every forward pass takes longer.
+    ``memory_rows``: a forward pass of more rows than this is out of memory.
+    ``hang``, ``nan``, ``signal``: ``{"rank": 1, "forward": 7}``; the rank's 7th forward pass never ends, has a loss that is
+    no number, or gets the signal ``number``.
+    ``free_bytes``: what the disk says is free.
+    """
+    count = 0
+
+    def before(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        nonlocal count
+        count += 1
+        time.sleep(faults.get("pause_s", 0))
+        if kwargs["input_ids"].shape[0] > faults.get("memory_rows", 1 << 30):
+            raise torch.OutOfMemoryError("CUDA out of memory (planted)")
+        here = {name for name in ("hang", "nan", "signal") if faults.get(name) and _is_here(faults[name], rank, count)}
+        if "hang" in here:
+            time.sleep(600)
+        if "nan" in here:
+            with torch.no_grad():
+                module.lm_head.weight.fill_(float("nan"))
+        if "signal" in here:
+            os.kill(os.getpid(), faults["signal"].get("number", signal.SIGTERM))
+
+    from transformers import LlamaForCausalLM
+
+    def hook(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        if isinstance(module, LlamaForCausalLM):
+            before(module, args, kwargs)
+
+    init = LlamaForCausalLM.__init__
+
+    def with_hook(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.register_forward_pre_hook(hook, with_kwargs=True)
+
+    LlamaForCausalLM.__init__ = with_hook
+    if "free_bytes" in faults:
+        usage = shutil.disk_usage("/")
+        shutil.disk_usage = lambda path: usage._replace(free=faults["free_bytes"])
+
+
+def _is_here(fault: Mapping[str, int], rank: int, count: int) -> bool:
+    return fault["rank"] == rank and fault["forward"] == count

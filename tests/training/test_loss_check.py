@@ -1,0 +1,37 @@
+"""A loss that ends the run names its rows; one that only wobbles does not end it."""
+
+import pytest
+import torch
+
+from tasks.training.loss_check import LossCheck, LossDiverged, LossNotFinite, check_divergence
+
+
+def test_a_loss_that_is_no_number_names_its_step_and_its_rows_only():
+    check = LossCheck(rank=1)
+    check.add(torch.tensor(1.0), [3, 4])
+    check.add(torch.tensor(float("nan")), [5, 6])
+    check.end_step(7)
+    with pytest.raises(LossNotFinite, match="step 7 is nan on rank 1, for the rows 5, 6 of"):
+        check.finish()
+    check.finish()
+
+
+def test_a_step_is_judged_before_the_next_is_forgotten():
+    check = LossCheck(rank=0)
+    check.add(torch.tensor(float("inf")), [1])
+    check.end_step(1)
+    check.add(torch.tensor(1.0), [2])
+    with pytest.raises(LossNotFinite, match="step 1 is inf"):
+        check.end_step(2)
+
+
+@pytest.mark.parametrize("every", [1, 5, 10])
+def test_a_rising_loss_ends_the_run_and_a_wobbling_one_does_not(every):
+    def curve(*losses):
+        points = [{"loss": loss, "step": step} for step, loss in enumerate(losses, 1) if step % every == 0]
+        return [{"train_runtime": 1.0}, *points]
+
+    wobbling = [2.0, 3.5] * 20
+    check_divergence(curve(*wobbling), log_every_steps=every, recent={})
+    with pytest.raises(LossDiverged, match=r"diverges: 5\.00 nats .* Last rows: 8, 9"):
+        check_divergence(curve(*[2.5] * 20, *[5.0] * 10), log_every_steps=every, recent={30: [8, 9]})

@@ -1,0 +1,70 @@
+"""What cannot be trained is told in seconds, before weights are loaded."""
+
+import pytest
+
+from tasks.contracts.settings import TrainingSettings
+from tasks.training.micro_batch import is_out_of_memory, read_reduction, reduce
+from tasks.training.start import check_inputs
+from tests.training import toy
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return toy.make_model(tmp_path_factory.mktemp("toy") / "model")
+
+
+def settings(**changes) -> TrainingSettings:
+    return TrainingSettings(**(toy.SETTINGS | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "longest", "message"),
+    [
+        ({"global_batch_size": 5}, 20, "training.global_batch_size=5 is not a multiple of 2 ranks; use 4 or 6"),
+        ({}, 40, "1 of 48 training rows are longer than the 32 positions of the model"),
+        ({"lora": {"target_modules": ["q_proj", "v_prj"]}}, 20, "v_prj match no layer .* are down_proj, gate_proj"),
+        ({"lora": {"target_modules": "nothing"}}, 20, "nothing match no layer"),
+        ({"lora": {"first_layer": 2}}, 20, "first_layer=2, but the model's 2 layers end at 1"),
+    ],
+)
+def test_each_reason_names_the_value_and_what_would_do(model, changes, longest, message):
+    with pytest.raises(ValueError, match=message):
+        check_inputs(settings(**changes), model, [20] * 47 + [longest], 2)
+
+
+def test_all_reasons_are_told_at_once(model):
+    with pytest.raises(ValueError) as caught:
+        check_inputs(settings(global_batch_size=5, lora={"target_modules": "nothing"}), model, [50] * 48, 2)
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_one_target_may_be_given_as_its_name(model):
+    assert check_inputs(settings(lora={"target_modules": "q_proj"}), model, [20] * 48, 2).total_steps == 24
+
+
+def test_memory_that_was_missing_once_halves_the_micro_batch_and_twice_ends_it(tmp_path):
+    assert "the run takes 3 at a time and accumulates 2 times as often" in str(
+        reduce(tmp_path, tried=6, why="rank 1 ran out of memory", already=None)
+    )
+    reduction = read_reduction(tmp_path, 6)
+    assert (reduction.tried, reduction.use) == (6, 3)
+    # Whoever sets another size means it.
+    assert read_reduction(tmp_path, 4) is None
+    again = str(reduce(tmp_path, tried=3, why="rank 1 ran out of memory", already=reduction))
+    assert "after the size had been lowered from 6: set training.gradient_checkpointing=true" in again
+    assert read_reduction(tmp_path, 6).use == 3
+
+
+def test_one_conversation_that_does_not_fit_cannot_be_split(tmp_path):
+    assert "gradient_checkpointing" in str(reduce(tmp_path, tried=1, why="rank 0 ran out of memory", already=None))
+    assert read_reduction(tmp_path, 1) is None
+
+
+def test_torchs_words_for_missing_memory_are_known():
+    import torch
+
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60)
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
