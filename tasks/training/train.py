@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tasks.training.ledger import Ledger, Start, prove
 from tasks.training.merge import merge_adapter
 from tasks.training.micro_batch import is_out_of_memory, read_reduction, reduce
 from tasks.training.order import training_order
+from tasks.training.packed_trainer import PackedTrainer
 from tasks.training.plan import TrainingPlan, plan_training
 from tasks.training.ranks import START_LIMIT_S, Ranks
 from tasks.training.reporter import LOSS, SPEED, Reporter, say
@@ -106,6 +108,7 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
         watchdog=watchdog,
         stop=stop,
         say=say,
+        lengths=lengths,
     )
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     if writer is not None and ledger is not None:
@@ -165,7 +168,8 @@ def _run(
 ) -> None:
     watchdog.start()
     try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with trainer.fast_kernels() if isinstance(trainer, PackedTrainer) else nullcontext():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
