@@ -51,7 +51,8 @@ def automations(reconcile_id: UUID, heartbeat_s: int) -> list[Automation]:
             name="finetune: reconcile a run whose heartbeats stay away",
             description="Its process and its worker are gone: another takes over the running job, or ends it and says so.",
             trigger=silent,
-            actions=[RunDeployment(source="selected", deployment_id=reconcile_id)],
+            # It fires once, and not before the lease of a machine that died has run out.
+            actions=[RunDeployment(source="selected", deployment_id=reconcile_id, schedule_after=AFTER_CRASH)],
         ),
         Automation(
             name="finetune: reconcile a run that crashed",

@@ -89,13 +89,14 @@ def finetune(experiment: Experiment, overrides: Sequence[str] = (), run: str | N
     experiment = experiment.model_copy(update={"storage": experiment.storage.resolved()})
     folder = RunFolder(experiment.storage, run or str(current_flow_run.id))
     check_experiment(experiment, folder)
-    with lease(folder.owner, str(current_flow_run.id)):
-        return _drive(experiment, folder)
+    stop = threading.Event()
+    with lease(folder.owner, str(current_flow_run.id), on_lost=stop.set):
+        return _drive(experiment, folder, stop)
 
 
-def _drive(experiment: Experiment, folder: RunFolder) -> Any:
+def _drive(experiment: Experiment, folder: RunFolder, stop: threading.Event) -> Any:
     """The run, from its start in MLflow to the state that Prefect shows."""
-    started = start_run(experiment, folder)
+    started = start_run(experiment, folder, stop)
     try:
         comparison = run_stages(started)
     except (Interrupted, KeyboardInterrupt):
@@ -150,7 +151,7 @@ def run_stages(run: Run) -> Comparison:
         raise
 
 
-def start_run(experiment: Experiment, folder: RunFolder) -> Run:
+def start_run(experiment: Experiment, folder: RunFolder, stop: threading.Event) -> Run:
     """The run's folder and its parent run in MLflow."""
     name = folder.run
     tracking = Tracking.from_environment()
@@ -174,7 +175,7 @@ def start_run(experiment: Experiment, folder: RunFolder) -> Run:
     logger = get_run_logger()
     logger.info("run %s in %s", name, folder.root)
     logger.info("MLflow: %s", tracking.link(mlflow_run))
-    return Run(experiment, folder, tracking, mlflow_run, threading.Event())
+    return Run(experiment, folder, tracking, mlflow_run, stop)
 
 
 def end_run(run: Run, status: Status) -> None:

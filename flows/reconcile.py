@@ -13,8 +13,10 @@ crashed or its heartbeats stay away.
 
 import argparse
 import asyncio
+import logging
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
@@ -30,9 +32,9 @@ from prefect.states import Crashed, Scheduled
 
 from flows.local_stack import StackError, configured_stack, running_stack
 from tasks.contracts.files import read_json
-from tasks.contracts.job import PoolError
 from tasks.contracts.run_folder import RunFolder
-from tasks.lease import Lease, read_lease
+from tasks.contracts.settings import StorageSettings
+from tasks.lease import Lease, give_back, read_lease
 from tasks.pool.cancel import cancel_run
 from tasks.pool.on_disk import all_runs, read_run
 from tasks.tracking.mlflow_runs import Tracking
@@ -53,31 +55,55 @@ def reconcile(storage: str = "storage", action: Action = "adopt", is_dry_run: bo
     """
     logger = get_run_logger()
     done: list[dict[str, str]] = []
-    for name in all_runs(Path(storage).resolve()):
-        experiment, folder = read_run(Path(storage).resolve(), name)
-        left = read_lease(folder.owner)
+    root = Path(storage).resolve()
+    for name in all_runs(root):
+        owner = RunFolder(StorageSettings(shared=str(root)), name).owner
+        left = read_lease(owner)
         if left is None or left.is_alive:
             continue
-        flow_run = asyncio.run(_flow_run(left.flow_run_id))
-        what: str = _decide(flow_run, action)
-        logger.info("run %s was left by %s: %s%s", name, left, what, " (dry run)" if is_dry_run else "")
-        if not is_dry_run:
-            try:
-                if what == "adopt":
-                    asyncio.run(_schedule_again(left, name))
-                else:
-                    cancel_run(experiment, folder)
-                    _tell_both(folder, flow_run, left)
-                folder.owner.unlink(missing_ok=True)
-            except PoolError as error:
-                # The other runs' turn comes all the same; this one's lease stays, for the next time.
-                logger.error("run %s: the scheduler says: %s", name, error)
-                what = f"failed: {error}"
+        try:
+            what: str = _take_over_or_end(root, name, left, action, is_dry_run=is_dry_run)
+        except Exception as error:
+            # Of one run, whatever it is; the others' turn comes all the same, and this one's lease stays for the next time.
+            what = f"failed: {type(error).__name__}: {error}"
+        logger.log(
+            logging.ERROR if what.startswith("failed") else logging.INFO,
+            "run %s was left by %s: %s%s", name, left, what, " (dry run)" if is_dry_run else "",
+        )  # fmt: skip
         done.append({"run": name, "left_by": str(left), "done": what})
     if not done:
         logger.info("every run in %s is driven, or has ended", storage)
     create_table_artifact(done or [{"run": "-", "left_by": "-", "done": "nothing to do"}], key="reconcile")
     return done
+
+
+def _take_over_or_end(root: Path, name: str, left: Lease, action: Action, *, is_dry_run: bool) -> str:
+    """Do what is to be done with one run, and say it."""
+    experiment, folder = read_run(root, name)
+    flow_run = asyncio.run(_flow_run(left.flow_run_id))
+    what = _decide(flow_run, action)
+    if is_dry_run:
+        return what
+    # Somebody may have retried it meanwhile; its new process takes the lease only after a while.
+    again = read_lease(folder.owner)
+    if again is None or again.is_alive or _has_begun_anew(flow_run, again):
+        return "driven again"
+    if what == "adopt":
+        asyncio.run(_schedule_again(left, name))
+    else:
+        cancel_run(experiment, folder)
+        _tell_both(folder, flow_run, left)
+    give_back(folder.owner, left.identity)
+    return what
+
+
+def _has_begun_anew(flow_run: FlowRun | None, left: Lease) -> bool:
+    """Whether the flow run was started, or is about to be, after its last sign of life."""
+    if flow_run is None or flow_run.state is None:
+        return False
+    since = datetime.now(UTC) - flow_run.state.timestamp
+    is_coming = flow_run.state.is_pending() or flow_run.state.is_running() or flow_run.state.is_scheduled()
+    return is_coming and since.total_seconds() < left.age_s
 
 
 def _decide(flow_run: FlowRun | None, action: Action) -> Action:

@@ -4,11 +4,12 @@ Prefect shows a run whose process was killed as running, for ever. A lease is on
 a run is taken over: it tells the other processes, on other machines too, whether somebody is at work.
 """
 
+import fcntl
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import psutil
 
 from tasks.contracts.files import read_json, write_json
+from tasks.contracts.job import PoolError
 
 RENEW_S = 10.0
 STALE_AFTER_S = 120.0
@@ -40,6 +42,12 @@ class Lease:
     pid: int
     create_time: float
     age_s: float
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What is written in the file, by which it is told from another's."""
+        names = ("flow_run_id", "host", "pid", "create_time")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def is_alive(self) -> bool:
@@ -67,8 +75,13 @@ def read_lease(path: Path) -> Lease | None:
 
 
 @contextmanager
-def lease(path: Path, flow_run_id: str) -> Iterator[None]:
+def lease(path: Path, flow_run_id: str, on_lost: Callable[[], None]) -> Iterator[None]:
     """Drive a run while the block lasts.
+
+    A scheduler that could not be asked leaves the lease behind: what it may still run is for ``reconcile`` to end.
+
+    Args:
+        on_lost: called when another has taken the run over, as from a process that stood still for minutes.
 
     Raises:
         DrivenElsewhere: somebody else does.
@@ -79,18 +92,44 @@ def lease(path: Path, flow_run_id: str) -> Iterator[None]:
         "pid": os.getpid(),
         "create_time": psutil.Process().create_time(),
     }
-    _wait_for_the_other(path, mine)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, mine)
+    with _one_at_a_time(path):
+        _wait_for_the_other(path, mine)
+        write_json(path, mine)
     done = threading.Event()
-    thread = threading.Thread(target=_renew, args=(path, mine, done), name="lease", daemon=True)
+    thread = threading.Thread(target=_renew, args=(path, mine, done, on_lost), name="lease", daemon=True)
     thread.start()
+    is_left = False
     try:
         yield
+    except PoolError:
+        is_left = True
+        raise
     finally:
         done.set()
         thread.join()
+        if not is_left:
+            with _one_at_a_time(path):
+                give_back(path, mine)
+
+
+def give_back(path: Path, whose: Mapping[str, Any]) -> None:
+    """Remove the lease if it is still this one."""
+    if _is_of(path, whose):
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Around looking and writing: of two that find a run free at the same moment one gets it."""
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _is_of(path: Path, whose: Mapping[str, Any]) -> bool:
+    found = read_lease(path)
+    return found is not None and all(getattr(found, name) == value for name, value in whose.items())
 
 
 def _wait_for_the_other(path: Path, mine: dict[str, Any]) -> None:
@@ -106,10 +145,13 @@ def _wait_for_the_other(path: Path, mine: dict[str, Any]) -> None:
         other = read_lease(path)
 
 
-def _renew(path: Path, mine: dict[str, Any], done: threading.Event) -> None:
+def _renew(path: Path, mine: dict[str, Any], done: threading.Event, on_lost: Callable[[], None]) -> None:
     while not done.wait(RENEW_S):
         # A full or absent disk stops the work itself, which says so; the lease only grows old.
-        with suppress(OSError):
+        with suppress(OSError), _one_at_a_time(path):
+            if not _is_of(path, mine):
+                on_lost()
+                return
             write_json(path, mine)
 
 

@@ -47,7 +47,11 @@ def run_stage(run: Run, stage: str, job: JobSpec) -> StageResult:
 
     def on_state(state: JobState) -> None:
         logger.info("%s: job %s is %s", stage, job.name, state.value)
-        progress.show_state(state)
+        try:
+            progress.show_state(state)
+        except Exception as error:
+            # A Prefect server that is away has no say in the job.
+            logger.error("%s: its progress cannot be shown for now: %s", stage, error)
 
     @contextmanager
     def attempt() -> Iterator[Watch]:
@@ -59,6 +63,9 @@ def run_stage(run: Run, stage: str, job: JobSpec) -> StageResult:
                 on_line=on_line,
                 on_progress=progress.update,
                 on_metrics=lambda step, at, metrics: run.tracking.log_point(child, step, at, metrics),
+                on_untold=lambda error: logger.error(
+                    "%s: progress and metrics cannot be recorded for now, the job goes on: %s", stage, error
+                ),
                 should_stop=run.stop.is_set,
             )
 
@@ -72,6 +79,7 @@ def run_stage(run: Run, stage: str, job: JobSpec) -> StageResult:
         Retries(run.experiment.pool.max_retries),
         attempt=attempt,
         on_again=lambda failed, again: logger.warning("%s: %s. %s", stage, again.why, failed),
+        on_away=lambda away: logger.warning("%s: waiting for the scheduler: %s", stage, away),
         pause=pause,
     )
     run.tracking.log_metrics(children[-1], {"stage/seconds": result["finished"] - result["started"]})

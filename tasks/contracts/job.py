@@ -126,6 +126,10 @@ class PoolError(RuntimeError):
     """The scheduler refuses, or cannot be asked; quotes it."""
 
 
+class SchedulerAway(PoolError):
+    """The scheduler could not be asked at all; it comes back, and nothing was decided."""
+
+
 class JobFailed(RuntimeError):
     """An attempt at a job that ended without success."""
 

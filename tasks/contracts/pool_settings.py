@@ -52,7 +52,8 @@ class SlurmSettings(Settings):
     forward_env: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], ...] = (
         "HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE",
     )  # fmt: skip
-    """Variables of the submitting process that the ranks get; of all others only PATH, HOME, USER and LANG travel."""
+    """Variables of the submitting process that the ranks get; of all others only PATH, HOME, USER and LANG travel. What Slurm
+    itself sets, and the user's login environment on the first node, come on top."""
 
     @field_validator("env")
     @classmethod

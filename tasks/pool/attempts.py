@@ -31,8 +31,8 @@ def submitting(folder: Path) -> Iterator[None]:
 
 def newest_attempt(folder: Path) -> Path | None:
     """The newest attempt at a job, whatever became of it."""
-    attempts = sorted(path for path in folder.iterdir() if path.name.isdigit() and (path / "spec.json").exists())
-    return attempts[-1] if attempts else None
+    attempts = [path for path in folder.iterdir() if path.name.isdigit() and (path / "spec.json").exists()]
+    return max(attempts, key=lambda path: int(path.name), default=None)
 
 
 def begin_attempt(job: JobSpec, after: Path | None) -> Path:

@@ -1,13 +1,24 @@
 """Ends everything that a run has in the pool."""
 
-from tasks.contracts.job import JobHandle
+from tasks.contracts.job import JobHandle, PoolError
 from tasks.contracts.run_folder import RunFolder
 from tasks.contracts.settings import Experiment
 from tasks.pool.backends import open_pool
 
 
 def cancel_run(experiment: Experiment, folder: RunFolder) -> None:
-    """Stop every job of a run; when this returns none of their processes is left."""
+    """Stop every job of a run; when this returns none of their processes is left.
+
+    Raises:
+        PoolError: of every job that could not be ended; the others were.
+    """
     pool = open_pool(experiment)
+    errors: list[str] = []
     for newest in sorted(folder.jobs.glob("*/NEWEST")):
-        pool.cancel(JobHandle(str(newest.parent / newest.read_text().strip())))
+        handle = JobHandle(str(newest.parent / newest.read_text().strip()))
+        try:
+            pool.cancel(handle)
+        except PoolError as error:
+            errors.append(f"{handle}: {error}")
+    if errors:
+        raise PoolError("\n".join(errors))

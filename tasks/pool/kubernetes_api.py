@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from tasks.contracts.job import PoolError
+from tasks.contracts.job import PoolError, SchedulerAway
 
 REQUEST_LIMIT_S = 15
 CLOSE_LIMIT_S = 5
@@ -33,7 +33,7 @@ class ApiError(PoolError):
         super().__init__(message)
 
 
-class Unreachable(PoolError):
+class Unreachable(SchedulerAway):
     """The API does not answer, or not with an answer: what it did is not known."""
 
 

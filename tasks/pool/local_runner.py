@@ -69,7 +69,7 @@ def _turn(job: JobSpec, lock_folder: Path, *, share_gpus: bool) -> Iterator[list
     elif share_gpus:
         yield visible_gpus()[:num_gpus]
     else:
-        with turn_at_gpus(lock_folder, visible_gpus(), num_gpus) as gpus:
+        with turn_at_gpus(visible_gpus(), num_gpus) as gpus:
             yield gpus
 
 
@@ -132,7 +132,9 @@ def _wait(job: JobSpec, agents: list[subprocess.Popen[bytes]]) -> dict[str, Any]
             grace_ends = time.monotonic() + GRACE_S
             while time.monotonic() < grace_ends and any(agent.poll() is None for agent in agents):
                 time.sleep(0.1)
-            return _ended_badly({node: code for node, code in enumerate(codes) if code})
+            # The first to leave is not the cause where another failed meanwhile.
+            ended = {node: code for node, agent in enumerate(agents) if (code := agent.poll())}
+            return _ended_badly(ended if codes[failed[0]] == LEFT_EXIT_CODE else {n: ended[n] for n in failed})
         if all(code == 0 for code in codes):
             return _outcome(JobState.SUCCEEDED, "")
         if time.monotonic() > deadline:

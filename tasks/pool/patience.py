@@ -49,8 +49,14 @@ class Patience:
             JobFailed: it has waited longer than its limit.
             NoReplacement: it has, and there is a way to go on.
         """
-        has_begun = state is JobState.RUNNING and (self._attempt / BEGUN).exists()
         now = time.monotonic()
+        if state is JobState.UNKNOWN:
+            # The scheduler is away. No clock starts anew for that, and none runs out.
+            if now - self._explained >= EXPLAIN_S:
+                self._explained = now
+                self._explain()
+            return
+        has_begun = state is JobState.RUNNING and (self._attempt / BEGUN).exists()
         if state is not self._state or has_begun:
             # Slurm puts a job that lost a node back into the queue.
             self._lost_a_node |= state is JobState.QUEUED and self._state is JobState.RUNNING

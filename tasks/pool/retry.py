@@ -1,19 +1,21 @@
 """Brings a job to its end through what happens to clusters: one attempt after another, until one ends well or none can."""
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tasks.contracts.attempt import BEGUN
-from tasks.contracts.job import FailureKind, JobFailed, JobSpec, Pool
+from tasks.contracts.attempt import read_progress
+from tasks.contracts.job import FailureKind, JobFailed, JobSpec, Pool, SchedulerAway
 from tasks.pool.attempts import newest_attempt
 from tasks.pool.patience import NoReplacement
 from tasks.pool.supervise import Watch, supervise
 
 FIRST_PAUSE_S = 5.0
 LONGEST_PAUSE_S = 300.0
+AWAY_PAUSE_S, AWAY_LIMIT_S = 15.0, 3600.0
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,23 @@ class Again:
 class Retries:
     """Decides after a failed attempt whether another one is worth it.
 
-    What was preempted, told to leave, or lost a node goes on from its checkpoint, however often, as long as its ranks had
-    met since the time before. Where a network, a device or a process gave way, or ranks never met, ``max_retries`` further
-    attempts follow, each after twice the pause. Errors of the program would only come again.
+    What was preempted, told to leave, or lost a node goes on from its checkpoint, however often, as long as it gets further
+    each time. Where it does not, or where a network, a device or a process gave way, ``max_retries`` further attempts
+    follow, each after twice the pause. Errors of the program would only come again.
     """
 
     def __init__(self, max_retries: int) -> None:
         self._max_retries = max_retries
         self._num_counted = 0
+        self._furthest = 0
 
-    def after(self, failed: JobFailed, job: JobSpec, *, has_begun: bool) -> Again | None:
-        """What follows the failure of an attempt whose ranks had met or not (``has_begun``); None if nothing."""
+    def after(self, failed: JobFailed, job: JobSpec, *, done: int) -> Again | None:
+        """What follows the failure of an attempt; None if nothing.
+
+        Args:
+            done: how far it was, as it reported last; 0 if it never did.
+        """
+        got_further, self._furthest = done > self._furthest, max(done, self._furthest)
         kind, summary = failed.error.kind, failed.error.summary
         if isinstance(failed, NoReplacement):
             fewer, *rest = job.fallback_num_nodes
@@ -53,7 +61,7 @@ class Retries:
             return Again(narrower, 0.0, f"{summary}: going on with {fewer} of {job.num_nodes} nodes", lost_a_node=True)
         if kind is FailureKind.USER:
             return None
-        if kind is FailureKind.LOST and has_begun:
+        if kind is FailureKind.LOST and got_further:
             return Again(job, FIRST_PAUSE_S, f"{summary}: going on from the newest checkpoint", lost_a_node=True)
         if self._num_counted >= self._max_retries:
             return None
@@ -70,6 +78,7 @@ def run_to_end(
     *,
     attempt: Callable[[], AbstractContextManager[Watch]],
     on_again: Callable[[JobFailed, Again], None],
+    on_away: Callable[[SchedulerAway], None],
     pause: Callable[[float], None],
 ) -> dict[str, Any]:
     """Run ``job`` until an attempt ends well, and return its result.
@@ -77,22 +86,31 @@ def run_to_end(
     Args:
         attempt: entered for each attempt; leaves with its outcome.
         on_again: told before another attempt.
+        on_away: told while the scheduler cannot be asked; it is waited for, for an hour at most.
         pause: waits; raises Interrupted if the run is asked to stop meanwhile.
 
     Raises:
         JobFailed, Interrupted, ValueError, PoolError: as :func:`supervise`, of the last attempt.
     """
-    lost_a_node = False
+    lost_a_node, asked = False, time.monotonic()
     while True:
         try:
             with attempt() as watch:
                 return supervise(pool, job, watch, lost_a_node=lost_a_node)
         except JobFailed as failed:
             newest = newest_attempt(Path(job.folder))
-            has_begun = newest is not None and (newest / BEGUN).exists()
-            again = retries.after(failed, job, has_begun=has_begun)
+            progress = None if newest is None else read_progress(newest)
+            again = retries.after(failed, job, done=progress.done if progress else 0)
             if again is None:
                 raise
             on_again(failed, again)
+        except SchedulerAway as away:
+            # Nothing was decided: the same submission again adopts what there is.
+            if time.monotonic() - asked > AWAY_LIMIT_S:
+                raise
+            on_away(away)
+            pause(AWAY_PAUSE_S)
+            continue
+        asked = time.monotonic()
         pause(again.pause_s)
         job, lost_a_node = again.job, again.lost_a_node

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tasks.contracts.files import read_json, write_json, write_text
-from tasks.contracts.job import FailureKind, JobError, JobHandle, JobSpec, JobState, LogLine, PoolError
+from tasks.contracts.job import FailureKind, JobError, JobHandle, JobSpec, JobState, LogLine, PoolError, SchedulerAway
 from tasks.contracts.pool_settings import NetworkProfile, SlurmSettings
 from tasks.pool.attempts import (
     CANCELLED,
@@ -34,6 +34,9 @@ POLL_S = 1.0
 STORAGE_LAG_S = 60
 """Longer than the attribute cache of NFS keeps (acdirmax)."""
 
+_AWAY = ("unable to contact slurm controller", "socket timed out", "connection refused", "zero bytes were transmitted",
+         "communication connection failure", "unable to connect to slurm", "slurm backup controller in standby mode")  # fmt: skip
+"""What Slurm's commands say when they could not ask, rather than when they were refused."""
 _QUEUED = {"PENDING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "STOPPED"}
 _RUNNING = {"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING"}
 _LOST = {"PREEMPTED", "NODE_FAIL"}
@@ -71,6 +74,9 @@ class SlurmPool:
             write_text(script, sbatch_script(job, attempt, token, self._settings, self._network))
             try:
                 number = _slurm("sbatch", "--parsable", str(script)).split(";")[0].strip()
+            except SchedulerAway:
+                # It may have been accepted all the same: the next submission looks for it by its comment.
+                raise
             except PoolError as error:
                 write_json(attempt / "exit.json", {"state": JobState.FAILED.value, "reason": str(error)})
                 raise
@@ -153,6 +159,8 @@ class SlurmPool:
         number = self._number(attempt)
         if number is None:
             return
+        ended = self.state(job)
+        reason = self._reason(attempt) if ended.is_final else ""
         deadline = time.monotonic() + CANCEL_LIMIT_S
         while (told := _state_of(number)) is not None and (told in _QUEUED or told in _RUNNING or _is_queued(number)):
             if time.monotonic() > deadline:
@@ -160,7 +168,9 @@ class SlurmPool:
             _slurm("scancel", "--quiet", number)
             time.sleep(POLL_S)
         if state_left_behind(attempt) is None:
-            write_json(attempt / "exit.json", CANCELLED)
+            # What ended by itself keeps its end, also when Slurm has forgotten it.
+            own_end = {"state": ended.value, "reason": reason}
+            write_json(attempt / "exit.json", own_end if ended.is_final else CANCELLED)
 
     def _number(self, attempt: Path) -> str | None:
         """Slurm's number of the attempt; None if it was never submitted."""
@@ -264,9 +274,11 @@ def _slurm(command: str, *arguments: str) -> str:
             f"{command} not found: run this on a machine with Slurm's commands (a login node), or set pool.backend=local"
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise PoolError(
+        raise SchedulerAway(
             f"{command} did not answer in {COMMAND_LIMIT_S} s; is the controller up? (scontrol ping)"
         ) from error
     if done.returncode:
-        raise PoolError(f"{command}: {(done.stderr or done.stdout).strip() or f'exit status {done.returncode}'}")
+        said = (done.stderr or done.stdout).strip() or f"exit status {done.returncode}"
+        is_away = any(sign in said.lower() for sign in _AWAY)
+        raise (SchedulerAway if is_away else PoolError)(f"{command}: {said}")
     return done.stdout

@@ -98,6 +98,10 @@ def _body(job: JobSpec, attempt: Path, slurm: SlurmSettings, network: NetworkPro
     # A node that is done with its ranks waits for the others', who may still be saving or telling their own errors.
     srun = [
         "srun",
+        # Else srun takes sbatch's list for its own, and the ranks get nothing of what is exported here; nor, since 22.05,
+        # the processors.
+        "--export=ALL",
+        *([f"--cpus-per-task={slurm.cpus_per_node}"] if slurm.cpus_per_node else []),
         "--kill-on-bad-exit=0",
         f"--wait={LAST_NODES_LIMIT_S}",
         f"--output={attempt}/node-%n.log",

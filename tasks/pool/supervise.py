@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ from tasks.contracts.job import (
 )
 from tasks.pool.line_rate import LineRate
 from tasks.pool.patience import Patience
+from tasks.pool.reports import Reports
 from tasks.pool.summary import Summary
 
+UNKNOWN_POLL_S = 2.0
 FULL_DISK_BYTES = 16 << 20
 """With less free than this a failed job is taken to have failed for it."""
 
@@ -42,6 +46,7 @@ class Watch:
         on_line: every line of every node.
         on_progress: at every change.
         on_metrics: ``(step, unix time in s, metrics)`` for every point the job logs.
+        on_untold: once, when ``on_progress`` or ``on_metrics`` begin to fail: they are tried again later, and the job goes on.
         should_stop: asked several times a second; True cancels the job.
     """
 
@@ -51,6 +56,7 @@ class Watch:
     on_line: Callable[[LogLine], None] = lambda line: None
     on_progress: Callable[[Progress], None] = lambda progress: None
     on_metrics: Callable[[int, float, Mapping[str, float]], None] = lambda step, time, metrics: None
+    on_untold: Callable[[Exception], None] = lambda error: None
     should_stop: Callable[[], bool] = lambda: False
 
 
@@ -76,6 +82,7 @@ def supervise(pool: Pool, job: JobSpec, watch: Watch, *, lost_a_node: bool = Fal
     patience = Patience(pool, job, handle, watch.on_waiting, lost_a_node=lost_a_node)
     lines = LineRate(watch.on_line)
     summary = Summary(job, attempt)
+    reports = Reports(watch.on_untold)
     try:
         for line in pool.logs(handle):
             if line is not None:
@@ -89,27 +96,34 @@ def supervise(pool: Pool, job: JobSpec, watch: Watch, *, lost_a_node: bool = Fal
                 summary.saw(state)
                 watch.on_state(state)
             patience.check(state)
-            if (reported := read_progress(attempt)) is not None and reported != progress:
+            reported = read_progress(attempt)
+            if reported not in (None, progress) and reports.tell(partial(watch.on_progress, reported)):
                 progress = reported
-                watch.on_progress(progress)
-            metrics.forward(watch)
+            reports.tell(partial(metrics.forward, watch))
     except BaseException as cause:
         lines.finish()
         _end(pool, job, handle, cause)
         summary.write(pool.state(handle), str(cause))
         raise
     lines.finish()
-    metrics.forward(watch)
-    state = pool.state(handle)
+    reports.tell(partial(metrics.forward, watch), even_if_out=True)
+    while (state := pool.state(handle)) is JobState.UNKNOWN:
+        # It has ended; the scheduler went away before it could be asked how.
+        if watch.should_stop():
+            raise Interrupted(f"job {job.name} stopped on request")
+        time.sleep(UNKNOWN_POLL_S)
     watch.on_state(state)
     if state is JobState.SUCCEEDED:
         summary.write(state, None)
         return read_result(attempt)
     error = _with_full_disk(pool.error(handle) or JobError(f"ended in state {state.value}"), attempt)
     failed = JobFailed(job.name, state, error)
-    # A rank may have outlived its agent: a failed job leaves no process behind.
-    _end(pool, job, handle, failed)
     summary.write(state, error.summary)
+    # A rank may have outlived its agent: a failed job leaves no process behind.
+    try:
+        pool.cancel(handle)
+    except PoolError as untold:
+        failed.add_note(f"whether a process of it is left could not be asked: {untold}")
     raise failed
 
 
@@ -147,8 +161,8 @@ class _MetricsReader:
         with self._path.open("rb") as file:
             file.seek(self._position)
             data = file.read()
-        end = data.rfind(b"\n") + 1
-        self._position += end
-        for line in data[:end].splitlines():
+        for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
             point = json.loads(line)
             watch.on_metrics(point["step"], point["time"], point["metrics"])
+            # One at a time: what could not be told is told the next time.
+            self._position += len(line)

@@ -22,12 +22,13 @@ def turn_at_processors(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def turn_at_gpus(folder: Path, gpus: Sequence[str], wanted: int) -> Iterator[list[str]]:
+def turn_at_gpus(gpus: Sequence[str], wanted: int) -> Iterator[list[str]]:
     """Wait for, and hold, ``wanted`` of the GPUs with these UUIDs, the first that are free.
 
-    A GPU is held by a name in the kernel's abstract socket namespace: it is the whole machine's, whatever folder or user
-    a job has, needs no file that others may write, and is free when its process has ended. Who came first gathers first,
-    so that a wide job is not passed by narrow ones for ever.
+    A GPU is held by a name in the kernel's abstract socket namespace: it is the whole machine's (of one network namespace:
+    containers have their own), whatever folder or user a job has, needs no file that others may write, and is free when
+    its process has ended. One job at a time gathers, so that no two wait for each other's half and a wide job is not
+    passed by narrow ones for ever.
 
     Raises:
         ValueError: there are fewer than that.
@@ -35,9 +36,8 @@ def turn_at_gpus(folder: Path, gpus: Sequence[str], wanted: int) -> Iterator[lis
     if wanted > len(gpus):
         raise ValueError(f"{wanted} GPUs are wanted and there are {len(gpus)}")
     with ExitStack() as held:
-        with (folder / "gpus.lock").open("w") as gathering:
-            fcntl.flock(gathering, fcntl.LOCK_EX)
-            mine: list[str] = []
+        mine: list[str] = []
+        with _wait_for("gathering"):
             while len(mine) < wanted:
                 for gpu in gpus:
                     if len(mine) < wanted and gpu not in mine and (name := _take(gpu)) is not None:
@@ -48,10 +48,16 @@ def turn_at_gpus(folder: Path, gpus: Sequence[str], wanted: int) -> Iterator[lis
         yield sorted(mine, key=list(gpus).index)
 
 
-def _take(gpu: str) -> socket.socket | None:
+def _wait_for(what: str) -> socket.socket:
+    while (name := _take(what)) is None:
+        time.sleep(LOOK_S)
+    return name
+
+
+def _take(what: str) -> socket.socket | None:
     name = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        name.bind(f"\0proving-ground/gpu/{gpu}")
+        name.bind(f"\0proving-ground/gpu/{what}")
     except OSError:
         name.close()
         return None

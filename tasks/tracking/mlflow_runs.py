@@ -53,6 +53,9 @@ class Tracking:
             )
         # Every ended run would print two lines with its address into the flow's output.
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        # A job is looked after by the thread that records it: minutes of MLflow's own retries are minutes without a look.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         return cls(uri)
 
     @property

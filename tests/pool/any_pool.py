@@ -72,6 +72,7 @@ def running_to_its_end(pool, spec: JobSpec, max_retries: int = 2):
                 Retries(max_retries),
                 attempt=lambda: contextlib.nullcontext(Watch()),
                 on_again=lambda failed, again: outcome.whys.append(again.why),
+                on_away=lambda away: None,
                 pause=lambda seconds: None,
             )
         except JobFailed as error:

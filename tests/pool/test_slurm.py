@@ -69,6 +69,20 @@ def test_scancel_from_outside_is_a_cancelled_job(pool, tmp_path):
         supervise(pool, job(tmp_path, hang=True), Watch())
 
 
+def test_what_the_settings_give_the_ranks_reaches_them(tmp_path):
+    settings = SlurmSettings(
+        env={"PET_LOCAL_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "NCCL_IB_HCA": "mlx5"},
+        setup=("export FROM_SETUP='a module'",),
+    )
+    pool = SlurmPool(settings, "infiniband")
+    spec = job(tmp_path, show=["NCCL_IB_HCA", "NCCL_NET", "FROM_SETUP", "PYTHONPATH"])
+    supervise(pool, spec, Watch())
+    for node in (0, 1):
+        log = (tmp_path / "jobs" / "toy" / "001" / f"node-{node}.log").read_text()
+        for line in ("NCCL_IB_HCA=mlx5", "NCCL_NET=IB", "FROM_SETUP=a module", f"PYTHONPATH={REPOSITORY}"):
+            assert line in log
+
+
 def test_a_job_whose_number_was_lost_is_found_by_its_comment(pool, tmp_path):
     handle = pool.submit(job(tmp_path, hang=True))
     before = number(handle)

@@ -12,8 +12,8 @@ from tasks.pool.turns import turn_at_gpus
 FORK = multiprocessing.get_context("spawn")
 
 
-def hold(folder, gpus, wanted, queue, seconds):
-    with turn_at_gpus(folder, gpus, wanted) as mine:
+def hold(gpus, wanted, queue, seconds):
+    with turn_at_gpus(gpus, wanted) as mine:
         queue.put(("took", mine, time.monotonic()))
         time.sleep(seconds)
         queue.put(("gave", mine, time.monotonic()))
@@ -25,9 +25,9 @@ def gpus(tmp_path):
     return [f"GPU-{tmp_path}-{i}" for i in range(4)]
 
 
-def test_no_two_jobs_ever_hold_one_gpu_and_all_get_their_turn(tmp_path, gpus):
+def test_no_two_jobs_ever_hold_one_gpu_and_all_get_their_turn(gpus):
     queue = FORK.Queue()
-    jobs = [FORK.Process(target=hold, args=(tmp_path, gpus, wanted, queue, 0.3)) for wanted in (4, 2, 1, 3, 2, 4)]
+    jobs = [FORK.Process(target=hold, args=(gpus, wanted, queue, 0.3)) for wanted in (4, 4, 2, 1, 3, 2)]
     for job in jobs:
         job.start()
     events = sorted((queue.get(timeout=60) for _ in range(2 * len(jobs))), key=lambda event: event[2])
@@ -43,20 +43,20 @@ def test_no_two_jobs_ever_hold_one_gpu_and_all_get_their_turn(tmp_path, gpus):
     assert sorted(len(mine) for what, mine, _ in events if what == "took") == [1, 2, 2, 3, 4, 4]
 
 
-def test_a_killed_job_gives_its_gpus_back(tmp_path, gpus):
+def test_a_killed_job_gives_its_gpus_back(gpus):
     queue = FORK.Queue()
-    job = FORK.Process(target=hold, args=(tmp_path, gpus, 4, queue, 600))
+    job = FORK.Process(target=hold, args=(gpus, 4, queue, 600))
     job.start()
     assert queue.get(timeout=60)[0] == "took"
     job.kill()
     job.join()
     assert job.exitcode == -signal.SIGKILL
-    with turn_at_gpus(tmp_path, gpus, 4) as mine:
+    with turn_at_gpus(gpus, 4) as mine:
         assert mine == gpus
 
 
-def test_more_than_there_are_is_said_and_not_waited_for(tmp_path, gpus):
-    with pytest.raises(ValueError, match="5 GPUs are wanted and there are 4"), turn_at_gpus(tmp_path, gpus, 5):
+def test_more_than_there_are_is_said_and_not_waited_for(gpus):
+    with pytest.raises(ValueError, match="5 GPUs are wanted and there are 4"), turn_at_gpus(gpus, 5):
         pass
 
 

@@ -33,6 +33,8 @@ def main(attempt: Attempt) -> Mapping[str, Any] | None:
     attempt.report_progress(1, 2, "sums")
     if rank == 0:
         attempt.log_metrics(1, {"sum": float(total)})
+    for name in arguments.get("show", ()):
+        print(f"rank {rank} has {name}={os.environ.get(name)}")
     if arguments.get("fail_rank") == rank:
         raise ValueError(f"rank {rank} has a bad value: 42")
     # In every attempt, or in those before the one of this number.
