@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TEST_DATA := $(VENV)/.test-data
+REPEAT ?= 10
 
-.PHONY: help install demo ui test test-fast test-slurm faults check format clean
+.PHONY: help install demo ui test test-fast test-slurm test-kubernetes faults faults-pool check format clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,10 +40,18 @@ test-fast: $(TEST_DATA)  ## the tests that start nothing
 
 test-slurm: $(INSTALLED)  ## the pool on a real Slurm of two nodes, made here for it; needs root, takes minutes
 	infra/slurm/local-cluster.sh up
-	SLURM_CONF=/run/proving-ground-slurm/slurm.conf $(BIN)/python -m pytest tests/pool/test_slurm.py; \
+	SLURM_CONF=/run/proving-ground-slurm/slurm.conf $(BIN)/python -m pytest tests/pool/test_slurm.py tests/integration/test_finetune_slurm.py; \
 		code=$$?; infra/slurm/local-cluster.sh down; exit $$code
 
-REPEAT ?= 1
+faults-pool: $(INSTALLED)  ## every fault of the pool REPEAT times, here and on a Slurm made for it; prints the counts
+	$(BIN)/python -m tests.faults.pool --repeat $(REPEAT)
+	infra/slurm/local-cluster.sh up
+	SLURM_CONF=/run/proving-ground-slurm/slurm.conf $(BIN)/python -m tests.faults.pool --repeat $(REPEAT) --backend slurm; \
+		code=$$?; infra/slurm/local-cluster.sh down; exit $$code
+
+test-kubernetes: $(INSTALLED)  ## the pool on the cluster of the kubeconfig, in a namespace of its own; IMAGE=... names the image
+	$(BIN)/python -m tests.kubernetes
+
 faults: $(INSTALLED)  ## do each fault to a toy training REPEAT times and count; about two minutes a time
 	$(BIN)/python -m tests.faults.training --repeat $(REPEAT)
 

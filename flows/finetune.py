@@ -46,14 +46,16 @@ from flows.preflight import check_experiment
 from flows.timing import print_timing
 from tasks.compare_models import compare_models
 from tasks.contracts.comparison import Comparison
+from tasks.contracts.deployments import deployment_values
 from tasks.contracts.files import link, write_json
-from tasks.contracts.job import JobHandle
 from tasks.contracts.overrides import SettingsError, apply_overrides, read_experiment
 from tasks.contracts.run_folder import RunFolder
 from tasks.contracts.settings import Experiment
+from tasks.lease import lease
+from tasks.pool.cancel import cancel_run
 from tasks.pool.supervise import Interrupted
 from tasks.prepare_dataset import prepare_dataset
-from tasks.run import Run, open_pool
+from tasks.run import Run
 from tasks.run_inference import run_inference
 from tasks.stage import cause_first
 from tasks.tracking.mlflow_runs import Status, Tracking
@@ -63,7 +65,7 @@ PASSED, ERROR, BAD_SETTINGS, GATES_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def cancel_jobs(flow: Any, flow_run: FlowRun, state: State) -> None:
-    """Hook of a flow run that was cancelled or crashed; in another process, so the jobs are found on disk."""
+    """Hook of a flow run that was cancelled; in another process, so the jobs are found on disk."""
     parameters = flow_run.parameters
     values = parameters["experiment"]
     values = values.model_dump(mode="json") if isinstance(values, Experiment) else values
@@ -73,14 +75,8 @@ def cancel_jobs(flow: Any, flow_run: FlowRun, state: State) -> None:
     cancel_run(experiment, folder)
 
 
-def cancel_run(experiment: Experiment, folder: RunFolder) -> None:
-    """Stop every job of a run; when this returns none of their processes is left."""
-    pool = open_pool(experiment)
-    for newest in sorted(folder.jobs.glob("*/NEWEST")):
-        pool.cancel(JobHandle(str(newest.parent / newest.read_text().strip())))
-
-
-@flow(name="finetune", on_cancellation=[cancel_jobs], on_crashed=[cancel_jobs], persist_result=False)
+# A crash leaves the job to whoever takes the run over (a retry, or flows/reconcile.py), and so has no hook.
+@flow(name="finetune", on_cancellation=[cancel_jobs], persist_result=False)
 def finetune(experiment: Experiment, overrides: Sequence[str] = (), run: str | None = None) -> Any:
     """Fine-tune a model for function calling and compare it with the original.
 
@@ -93,6 +89,12 @@ def finetune(experiment: Experiment, overrides: Sequence[str] = (), run: str | N
     experiment = experiment.model_copy(update={"storage": experiment.storage.resolved()})
     folder = RunFolder(experiment.storage, run or str(current_flow_run.id))
     check_experiment(experiment, folder)
+    with lease(folder.owner, str(current_flow_run.id)):
+        return _drive(experiment, folder)
+
+
+def _drive(experiment: Experiment, folder: RunFolder) -> Any:
+    """The run, from its start in MLflow to the state that Prefect shows."""
     started = start_run(experiment, folder)
     try:
         comparison = run_stages(started)
@@ -251,26 +253,6 @@ def _conclude(state: State, folder: RunFolder) -> int:
     return ERROR
 
 
-def deployment_values(deployment: str) -> dict[str, Any]:
-    """The experiment that ``deployments/prefect.yaml`` gives a deployment of this flow.
-
-    Raises:
-        SettingsError: there is no such deployment.
-    """
-    import yaml
-
-    text = (REPOSITORY / "deployments" / "prefect.yaml").read_text()
-    found = {
-        entry["name"]: entry["parameters"]["experiment"]
-        for entry in yaml.safe_load(text)["deployments"]
-        if entry["entrypoint"].endswith(":finetune")
-    }
-    if deployment not in found:
-        raise SettingsError(f"{deployment!r} is no deployment of finetune; there are: {', '.join(sorted(found))}")
-    values: dict[str, Any] = found[deployment]
-    return values
-
-
 def _listed(what: str, error: object) -> str:
     return f"error: {what}:\n" + "\n".join(f"  {line}" for line in str(error).splitlines())
 
@@ -279,7 +261,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m flows.finetune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("deployment", help="whose values to use: demo, poc or poc-reference")
+    parser.add_argument("deployment", help="whose values to use: demo, demo-slurm, poc, ... (deployments/prefect.yaml)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting; repeatable"
     )

@@ -223,10 +223,16 @@ def main() -> int:
         _check_port("Prefect", PREFECT_PORT)
         _check_port("MLflow", MLFLOW_PORT)
         with _servers(storage, PREFECT_PORT, MLFLOW_PORT) as addresses:
-            environment = addresses.environment() | {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+            environment = addresses.environment() | {
+                "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+                "DO_NOT_TRACK": "1",
+                # A run that was killed is taken over after three of these.
+                "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+            }
             prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
             _run([*prefect, "work-pool", "create", WORK_POOL, "--type", "process", "--overwrite"], environment)
             _run([*prefect, "deploy", "--all", "--prefect-file", "deployments/prefect.yaml"], environment)
+            _run([sys.executable, "deployments/automations.py"], environment)
             log = storage / "servers" / "worker.log"
             worker = [_spawn([*prefect, "worker", "start", "--pool", WORK_POOL], environment, log)]
             print(

@@ -13,6 +13,7 @@ from tasks.dataset.benchmarks import find_benchmark
 from tasks.dataset.sources.files import DatasetNotFound
 from tasks.dataset.sources.read import check_dataset
 from tasks.models.identity import ModelNotFound, check_model
+from tasks.pool.kubernetes_objects import check_reachable
 from tasks.pool.local import check_gpus
 from tasks.training.plan import FREE_SETTINGS, plan_training
 
@@ -29,7 +30,7 @@ def check_experiment(experiment: Experiment, folder: RunFolder) -> None:
         SettingsError: listing every reason, each with value, limit and what to do.
     """
     problems = _changed_since(folder, experiment)
-    for check in (_model, _dataset, _plan, _gpus, _space):
+    for check in (_model, _dataset, _plan, _gpus, _pods, _space):
         try:
             check(experiment)
         except (ModelNotFound, DatasetNotFound, ValueError, OSError) as error:
@@ -87,6 +88,18 @@ def _gpus(experiment: Experiment) -> None:
             gpus=pool.gpus,
         )
     )
+
+
+def _pods(experiment: Experiment) -> None:
+    """What a run's folders must be for its pods, before the first of them is made."""
+    pool, storage = experiment.pool, experiment.storage.resolved()
+    if pool.backend != "kubernetes":
+        return
+    env = {"TMPDIR": storage.scratch} if storage.scratch else {}
+    folders = JobSpec(
+        name="check", module="", arguments={}, folder=storage.shared, log_folder=storage.logs, env=env
+    )  # fmt: skip
+    check_reachable(folders, pool.kubernetes)
 
 
 def _space(experiment: Experiment) -> None:

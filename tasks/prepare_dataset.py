@@ -13,8 +13,9 @@ from prefect.states import Completed
 from tasks.contracts.files import digest_of_files, read_json
 from tasks.dataset.identity import dataset_digest
 from tasks.models.identity import identity
+from tasks.pool.stage_jobs import dataset_job
 from tasks.run import Run
-from tasks.stage import child_run, keep, run_stage, stage_job
+from tasks.stage import child_run, keep, run_stage
 
 STAGE = "prepare_dataset"
 OUTCOMES = "What became of every row that was read"
@@ -42,13 +43,7 @@ def prepare_dataset(run: Run) -> Any:
         with child_run(run, STAGE, {"reused": "true"}) as child:
             dataset = _record(run, path, child, reused=True)
         return Completed(name="Cached", message=f"reused {path}", data=dataset)
-    arguments: dict[str, Any] = {
-        "model": model.model_dump(mode="json"),
-        "dataset": settings.model_dump(mode="json"),
-        "storage": run.experiment.storage.shared,
-        "output": str(path),
-    }
-    stage = run_stage(run, STAGE, stage_job(run, STAGE, "tasks.dataset", arguments, is_wide=False))
+    stage = run_stage(run, STAGE, dataset_job(run.experiment, run.folder, output=str(path)))
     return _record(run, path, stage.mlflow_run_id, reused=False)
 
 

@@ -2,13 +2,11 @@
 
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 
 from tasks.contracts.job import Pool
 from tasks.contracts.run_folder import RunFolder
 from tasks.contracts.settings import Experiment
-from tasks.pool.local import LocalPool
-from tasks.pool.slurm import SlurmPool
+from tasks.pool.backends import open_pool
 from tasks.tracking.mlflow_runs import Tracking
 
 
@@ -31,10 +29,3 @@ class Run:
     def pool(self) -> Pool:
         """The pool of the settings."""
         return open_pool(self.experiment)
-
-
-def open_pool(experiment: Experiment) -> Pool:
-    """The backend of the settings."""
-    if experiment.pool.backend == "slurm":
-        return SlurmPool(experiment.pool.slurm)
-    return LocalPool(Path(experiment.storage.shared) / "pool")

@@ -12,9 +12,10 @@ from prefect.states import Completed
 
 from tasks.contracts.files import digest_of, digest_of_files, read_json
 from tasks.models.identity import identity
+from tasks.pool.stage_jobs import inference_job
 from tasks.prepare_dataset import PreparedDataset
 from tasks.run import Run
-from tasks.stage import child_run, keep, run_stage, stage_job
+from tasks.stage import child_run, keep, run_stage
 from tasks.train_adapter import TrainedAdapter
 
 Which = Literal["baseline", "finetuned"]
@@ -42,15 +43,15 @@ def run_inference(run: Run, dataset: PreparedDataset, which: Which, adapter: Tra
             _record(run, dataset, path, child, adapter)
         answers = Answers(str(path), child, reused=True)
         return Completed(name="Cached", message=f"reused {path}", data=answers)
-    arguments: dict[str, Any] = {
-        "model": run.experiment.model.model_dump(mode="json"),
-        "inference": run.experiment.inference.model_dump(mode="json"),
-        "storage": run.experiment.storage.shared,
-        "dataset": dataset.path,
-        "adapter": adapter and adapter.path,
-        "output": str(path),
-    }
-    done = run_stage(run, stage, stage_job(run, stage, "tasks.inference", arguments, is_wide=True))
+    job = inference_job(
+        run.experiment,
+        run.folder,
+        which,
+        dataset=dataset.path,
+        adapter=adapter.path if adapter else None,
+        output=str(path),
+    )
+    done = run_stage(run, stage, job)
     _record(run, dataset, path, done.mlflow_run_id, adapter)
     return Answers(str(path), done.mlflow_run_id, reused=False)
 

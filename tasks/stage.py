@@ -1,6 +1,5 @@
 """One stage of a run as Prefect and MLflow see it: a job of the pool with its log, progress, child run and outcome."""
 
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +15,11 @@ from prefect.logging import get_run_logger
 
 from tasks.contracts.attempt import Progress
 from tasks.contracts.files import link
-from tasks.contracts.job import JobFailed, JobHandle, JobSpec, JobState, LogLine
-from tasks.pool.supervise import Interrupted, Watch, supervise
+from tasks.contracts.job import JobFailed, JobSpec, JobState, LogLine
+from tasks.pool.retry import Retries, run_to_end
+from tasks.pool.supervise import Interrupted, Watch
 from tasks.run import Run
 from tasks.tracking.mlflow_runs import Status
-
-OUR_PACKAGE = str(Path(__file__).resolve().parents[1])
 
 
 @dataclass(frozen=True)
@@ -32,35 +30,8 @@ class StageResult:
     mlflow_run_id: str
 
 
-def stage_job(
-    run: Run, stage: str, module: str, arguments: Mapping[str, Any], *, is_wide: bool
-) -> JobSpec:  # fmt: skip
-    """The job of a stage: over the whole pool, or one CPU process where ``is_wide`` is off."""
-    pool, storage = run.experiment.pool, run.experiment.storage
-    env = {
-        # Ranks run wherever the pool starts them; our code is where this file is.
-        "PYTHONPATH": os.pathsep.join(filter(None, [OUR_PACKAGE, os.environ.get("PYTHONPATH", "")])),
-    }
-    if storage.scratch:
-        env["TMPDIR"] = storage.scratch
-    return JobSpec(
-        name=f"{run.folder.run}-{stage}".replace("_", "-").lower(),
-        module=module,
-        arguments=dict(arguments),
-        folder=str(run.folder.job(stage)),
-        log_folder=run.folder.job_logs(stage),
-        num_nodes=pool.num_nodes if is_wide else 1,
-        min_num_nodes=pool.num_nodes if is_wide else 1,
-        processes_per_node=pool.processes_per_node if is_wide else 1,
-        gpus=pool.gpus and is_wide,
-        env=env,
-        time_limit_s=pool.time_limit_minutes * 60,
-        queue_limit_s=None if pool.queue_limit_minutes is None else pool.queue_limit_minutes * 60,
-    )
-
-
 def run_stage(run: Run, stage: str, job: JobSpec) -> StageResult:
-    """Bring the stage's job to its end.
+    """Bring the stage's job to its end, with a child run in MLflow for each attempt.
 
     Raises:
         JobFailed: with the failing rank's own error; the child run says FAILED.
@@ -68,7 +39,7 @@ def run_stage(run: Run, stage: str, job: JobSpec) -> StageResult:
     """
     logger = get_run_logger()
     progress = _ProgressArtifact(stage)
-    handles: list[JobHandle] = []
+    children: list[str] = []
 
     def on_line(line: LogLine) -> None:
         if line.text.strip():
@@ -76,25 +47,36 @@ def run_stage(run: Run, stage: str, job: JobSpec) -> StageResult:
 
     def on_state(state: JobState) -> None:
         logger.info("%s: job %s is %s", stage, job.name, state.value)
+        progress.show_state(state)
 
-    with child_run(run, stage) as child:
-        result = supervise(
-            run.pool,
-            job,
-            Watch(
-                on_submit=handles.append,
+    @contextmanager
+    def attempt() -> Iterator[Watch]:
+        with child_run(run, stage) as child:
+            children.append(child)
+            yield Watch(
                 on_state=on_state,
                 on_waiting=lambda reason: logger.info("%s: job %s waits: %s", stage, job.name, reason),
                 on_line=on_line,
                 on_progress=progress.update,
                 on_metrics=lambda step, at, metrics: run.tracking.log_point(child, step, at, metrics),
                 should_stop=run.stop.is_set,
-            ),
-        )
-        seconds = result["finished"] - result["started"]
-        run.tracking.log_metrics(child, {"stage/seconds": seconds})
-        progress.finish()
-    return StageResult(result, child)
+            )
+
+    def pause(seconds: float) -> None:
+        if run.stop.wait(seconds):
+            raise Interrupted(f"job {job.name} stopped on request")
+
+    result = run_to_end(
+        run.pool,
+        job,
+        Retries(run.experiment.pool.max_retries),
+        attempt=attempt,
+        on_again=lambda failed, again: logger.warning("%s: %s. %s", stage, again.why, failed),
+        pause=pause,
+    )
+    run.tracking.log_metrics(children[-1], {"stage/seconds": result["finished"] - result["started"]})
+    progress.finish()
+    return StageResult(result, children[-1])
 
 
 @contextmanager
@@ -145,27 +127,35 @@ def keep(run: Run, at: Path, kind: str, digest: str | None) -> tuple[Path, bool]
 
 
 class _ProgressArtifact:
-    """A progress bar in the Prefect UI, created with the first progress and updated at most once a second."""
+    """A progress bar in the Prefect UI, created with the job's first state; its progress at most once a second."""
 
     def __init__(self, stage: str) -> None:
         self._key = re.sub(r"[^a-z0-9-]", "-", stage.lower())
         self._id: UUID | None = None
+        self._share = 0.0
         self._updated = 0.0
 
     def update(self, progress: Progress) -> None:
-        share = 100 * progress.done / max(1, progress.total)
-        text = f"{self._key}: {progress.done} of {progress.total} {progress.unit}"
-        if self._id is None:
-            self._id = _uuid(create_progress_artifact(share, key=self._key, description=text))
-        elif time.monotonic() - self._updated >= 1:
-            update_progress_artifact(self._id, share, description=text)
-        else:
-            return
-        self._updated = time.monotonic()
+        """How far the job is; often enough to look at, not at every step."""
+        self._share = 100 * progress.done / max(1, progress.total)
+        if time.monotonic() - self._updated >= 1:
+            self._show(f"{progress.done} of {progress.total} {progress.unit}")
+
+    def show_state(self, state: JobState) -> None:
+        """Where the job stands; before its first progress, and when it has to start over."""
+        self._show(state.value)
 
     def finish(self) -> None:
-        if self._id is not None:
-            update_progress_artifact(self._id, 100.0, description=f"{self._key}: done")
+        self._share = 100.0
+        self._show("done")
+
+    def _show(self, what: str) -> None:
+        text = f"{self._key}: {what}"
+        if self._id is None:
+            self._id = _uuid(create_progress_artifact(self._share, key=self._key, description=text))
+        else:
+            update_progress_artifact(self._id, self._share, description=text)
+        self._updated = time.monotonic()
 
 
 def _uuid(value: Any) -> UUID:

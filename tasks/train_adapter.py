@@ -8,9 +8,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
+from tasks.pool.stage_jobs import training_job
 from tasks.prepare_dataset import PreparedDataset
 from tasks.run import Run
-from tasks.stage import run_stage, stage_job
+from tasks.stage import run_stage
 from tasks.training.plan import plan_training
 
 STAGE = "train_adapter"
@@ -31,14 +32,7 @@ def train_adapter(run: Run, dataset: PreparedDataset) -> TrainedAdapter:
     experiment = run.experiment
     # With the real number of rows now known: refuse before any GPU is asked for.
     plan_training(experiment.training, num_rows=dataset.num_train_rows, world_size=experiment.pool.world_size)
-    arguments = {
-        "model": experiment.model.model_dump(mode="json"),
-        "training": experiment.training.model_dump(mode="json"),
-        "storage": experiment.storage.shared,
-        "dataset": dataset.path,
-        "output": str(run.folder.training),
-    }
-    stage = run_stage(run, STAGE, stage_job(run, STAGE, "tasks.training", arguments, is_wide=True))
+    stage = run_stage(run, STAGE, training_job(experiment, run.folder, dataset=dataset.path))
     adapter = Path(stage.result["adapter"])
     child = stage.mlflow_run_id
     run.tracking.log_params(child, experiment.training.model_dump(mode="json"))

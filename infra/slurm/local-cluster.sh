@@ -30,6 +30,8 @@ ClusterName=proving-ground
 SlurmctldHost=$host(127.0.0.1)
 SlurmUser=root
 AuthType=auth/munge
+# A requeued job waits until its former credentials have expired, 120 s by default.
+AuthInfo=cred_expire=15
 SlurmctldPort=17100
 StateSaveLocation=$folder/state
 SlurmctldPidFile=$folder/slurmctld.pid

@@ -4,6 +4,7 @@
 
     jobs/<stage>/NEWEST             number of the newest attempt; older ones may no longer write results
     jobs/<stage>/<attempt>/spec.json        the job, written before anything starts
+                           begun.json       written by rank 0: all ranks have met
                            metrics.jsonl    {"step": 10, "time": 1750000000.0, "metrics": {"train/loss": 1.2}} a line
                            progress.json    {"done": 10, "total": 39, "unit": "steps"}
                            result.json      written last, by rank 0
@@ -20,6 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from tasks.contracts.files import append, read_json, write_json
+
+BEGUN = "begun.json"
+
+
+class TryAgain(RuntimeError):
+    """Another attempt will do better: what this one learnt is written down for it."""
 
 
 class StaleAttempt(RuntimeError):
@@ -110,6 +117,9 @@ def run_rank(main: Callable[[Attempt], Mapping[str, Any] | None], argv: list[str
     started = psutil.Process().create_time()
 
     def recorded() -> None:
+        # torchrun starts ranks once all nodes have met.
+        if int(os.environ.get("RANK", "0")) == 0:
+            write_json(attempt.folder / BEGUN, {"time": time.time()})
         result = main(attempt)
         if int(os.environ.get("RANK", "0")) == 0:
             if result is None:

@@ -1,7 +1,7 @@
 """Whether a call fits the tools on offer: JSON Schema, never following a reference out of the schema."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jsonschema
@@ -15,6 +15,16 @@ MAX_SCHEMA_PARTS = 2000
 MAX_ENUM = 500
 MAX_ARGUMENTS_CHARACTERS = 32_000
 """Of a call's arguments as JSON; checking takes time by their product with the schema."""
+JSON_TYPES: Mapping[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+}
+ANNOTATIONS = {"description", "title", "default", "examples", "format"}
+"""Keywords of a schema that refuse nothing; formats are not checked here."""
+PLAIN_KEYWORDS = {"type", "properties", "required", "additionalProperties", *ANNOTATIONS}
+"""Of those, the ones that refuse are looked after by :func:`check_call` itself."""
 
 
 class CallProblem(ValueError):
@@ -44,12 +54,44 @@ def check_call(call: Call, tools: Sequence[Tool]) -> None:
         raise CallProblem("unknown_argument", f"{call.name} has no parameter {sorted(unknown)}")
     if missing := [name for name in schema.get("required", []) if name not in call.arguments]:
         raise CallProblem("missing_argument", f"{call.name} needs {missing}")
+    # What most calls come to: the library takes a tenth of a millisecond to say the same.
+    tests = _plain_tests(schema)
+    if tests is not None and all(tests[name](value) for name, value in call.arguments.items()):
+        return
     try:
         _validator(schema).validate(dict(call.arguments))
     except jsonschema.ValidationError as error:
         raise CallProblem("schema_mismatch", f"{call.name}: {error.message[:200]}") from error
     except Exception as error:  # A broken schema fails in many ways inside the library; each is this row's fault.
         raise CallProblem("bad_tools", f"schema of {call.name}: {type(error).__name__}: {str(error)[:200]}") from error
+
+
+@by_identity
+def _plain_tests(schema: Mapping[str, Any]) -> Mapping[str, Callable[[Any], bool]] | None:
+    """For each parameter whether a value surely fits; None where the schema asks for more than names and plain types."""
+    properties = schema.get("properties", {})
+    if (
+        schema.keys() - PLAIN_KEYWORDS
+        or schema.get("type", "object") != "object"
+        or not isinstance(properties, Mapping)
+    ):
+        return None
+    tests = {name: _plain_test(part) for name, part in properties.items()}
+    return {name: test for name, test in tests.items() if test} if all(tests.values()) else None
+
+
+def _plain_test(schema: Any) -> Callable[[Any], bool] | None:
+    if not isinstance(schema, Mapping) or not isinstance(kind := schema.get("type"), str):
+        return None
+    asked = schema.keys() - {"type", *ANNOTATIONS}
+    if kind == "array" and asked == {"items"}:
+        of_item = _plain_test(schema["items"])
+        return (lambda value: type(value) is list and all(map(of_item, value))) if of_item else None
+    enum = schema.get("enum")
+    if kind == "string" and isinstance(enum, list) and asked == {"enum"}:
+        return lambda value: type(value) is str and value in enum
+    types = JSON_TYPES.get(kind)
+    return (lambda value: type(value) in types) if types and not asked else None
 
 
 @by_identity

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from tasks.contracts.by_identity import by_identity
@@ -91,12 +91,14 @@ def cut_at_calls(example: Example) -> list[Example]:
     answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
     positions = [i for i in answers if turns[i].calls] or answers[:1]
     return [
-        replace(
-            example,
+        Example(
             id=example.id if number == 0 else f"{example.id}.{number + 1}",
             messages=tuple(turns[:position]),
+            tools=example.tools,
             expected=turns[position].calls,
             answer=turns[position].content,
+            source=example.source,
+            slice=example.slice,
         )
         for number, position in enumerate(positions)
     ]

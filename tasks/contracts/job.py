@@ -28,6 +28,21 @@ class JobState(Enum):
         return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.PREEMPTED, JobState.CANCELLED)
 
 
+LEFT_EXIT_CODE = 75
+"""EX_TEMPFAIL of sysexits.h: a rank was told to leave, has saved, and wants to go on from there in another attempt."""
+
+
+class FailureKind(Enum):
+    """What a failure calls for."""
+
+    LOST = "lost"
+    """Preempted, told to leave, or a node is gone: another attempt resumes, however often."""
+    TRANSIENT = "transient"
+    """A network, a device or a process gave way: another attempt is worth it a few times."""
+    USER = "user"
+    """The program, its settings or its data: another attempt would fail as well."""
+
+
 @dataclass(frozen=True)
 class JobSpec:
     """What runs, independent of where.
@@ -38,11 +53,15 @@ class JobSpec:
         arguments: JSON-serialisable; what the module is told.
         folder: on shared storage; holds one sub-folder per attempt.
         log_folder: where the nodes' logs go; None: into the attempt's folder.
-        num_nodes, min_num_nodes, processes_per_node: width; it never starts with fewer nodes than the minimum.
+        num_nodes, processes_per_node: width.
+        fallback_num_nodes: with how many nodes instead it may go on, most first, once one was lost and no other came in
+            time; not every number divides a batch.
         gpus: one GPU per process.
         env: added to the environment of every rank; never a secret.
         time_limit_s: longest run.
         queue_limit_s: longest wait for its turn; None: as long as it takes.
+        start_limit_s: longest time from its turn until all ranks have met; None: as long as it takes.
+        replacement_limit_s: longest wait for another node after one was lost, where it may go on with fewer.
     """
 
     name: str
@@ -50,12 +69,14 @@ class JobSpec:
     arguments: Mapping[str, Any]
     folder: str
     num_nodes: int = 1
-    min_num_nodes: int = 1
+    fallback_num_nodes: tuple[int, ...] = ()
     processes_per_node: int = 1
     gpus: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
     time_limit_s: float = 4 * 3600
     queue_limit_s: float | None = None
+    start_limit_s: float | None = None
+    replacement_limit_s: float | None = None
     log_folder: str | None = None
 
 
@@ -76,6 +97,7 @@ class JobError:
     node: int | None = None
     traceback: str = ""
     last_lines: tuple[LogLine, ...] = ()
+    kind: FailureKind = FailureKind.USER
 
 
 class Pool(Protocol):
@@ -105,7 +127,7 @@ class PoolError(RuntimeError):
 
 
 class JobFailed(RuntimeError):
-    """A job that ended without success."""
+    """An attempt at a job that ended without success."""
 
     def __init__(self, name: str, state: JobState, error: JobError) -> None:
         self.name, self.state, self.error = name, state, error

@@ -1,11 +1,12 @@
 """Settings of the GPU pool: which scheduler, how wide, and what each scheduler must be told."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks.contracts.frozen_settings import Settings
+from tasks.contracts.kubernetes_settings import KubernetesSettings
 
 Word = Annotated[str, Field(pattern=r"^[^\s\"'`$\\]+$")]
 """What stands in a directive as it is: no white space, quote or shell sign."""
@@ -33,6 +34,9 @@ class SlurmSettings(Settings):
     """Whole nodes, nobody else on them."""
     requeue: bool = True
     """Slurm starts the job again when it was preempted or lost a node; it goes on from its newest checkpoint."""
+    leave_before_end_s: int | None = Field(default=None, ge=30, le=3600)
+    """So long before its time limit a job is told to leave: it saves, leaves, and goes on in another job, for runs that are
+    longer than the partition allows. Empty: the time limit is the end."""
     directives: tuple[Line, ...] = ()
     """Further lines for sbatch without `#SBATCH`, as `--mail-type=FAIL`."""
     setup: tuple[Line, ...] = ()
@@ -43,7 +47,7 @@ class SlurmSettings(Settings):
     """Image or .sqsh file in which the ranks run (Pyxis and Enroot); `python` is then a path inside it."""
     container_mounts: tuple[Word, ...] = ()
     """Mounts into the container, as `/shared:/shared`; the storage folders must be among them."""
-    env: dict[str, str] = {}
+    env: dict[str, str] = Field(default_factory=dict)
     """Environment of the ranks, as `NCCL_IB_HCA: mlx5`; never a secret."""
     forward_env: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], ...] = (
         "HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE",
@@ -58,23 +62,56 @@ class SlurmSettings(Settings):
         return value
 
 
+class LocalSettings(Settings):
+    """How jobs share this machine."""
+
+    share_gpus: bool = False
+    """Let jobs run on GPUs that other jobs are using. Off: each GPU has one job, and others wait for it."""
+
+
+NetworkProfile = Literal["auto", "infiniband", "roce", "ethernet"]
+
+
 class PoolSettings(Settings):
     """Where the jobs run and how wide."""
 
-    backend: Literal["local", "slurm"] = "local"
+    backend: Literal["local", "slurm", "kubernetes"] = "local"
     """`local`: torchrun agents on this machine, one per emulated node. `slurm`: sbatch and srun, from a machine that has
-    Slurm's commands and the shared folder."""
+    Slurm's commands and the shared folder. `kubernetes`: an Indexed Job, from wherever the API and the shared folder are seen."""
     num_nodes: int = Field(default=1, ge=1, le=1024)
     """Nodes of a training or inference job."""
     processes_per_node: int = Field(default=1, ge=1, le=64)
     """Ranks per node: one per GPU, or CPU processes where `gpus` is off."""
     gpus: bool = True
     """One GPU per rank; off: ranks compute on the CPU."""
+    min_num_nodes: int | None = Field(default=None, ge=1)
+    """Once a node was lost and no other came in `replacement_limit_minutes`, a job goes on with fewer nodes, not less
+    than these; empty: it waits for as many as before."""
     time_limit_minutes: float = Field(default=240, gt=0)
     """A job that runs longer is ended and reported as failed."""
     queue_limit_minutes: float | None = Field(default=None, gt=0)
     """A job that waits longer for its turn is withdrawn and reported as failed; empty: it waits as long as it takes."""
+    start_limit_minutes: float | None = Field(default=20, gt=0)
+    """A job whose ranks have not all met so long after its turn came is ended, and the nodes that are missing are named."""
+    replacement_limit_minutes: float = Field(default=15, gt=0)
+    """How long a job that lost a node waits for another before it goes on with fewer (`min_num_nodes`)."""
+    max_retries: int = Field(default=2, ge=0, le=20)
+    """Further attempts after a network, a device or a process gave way; each goes on from the newest checkpoint. Errors of
+    the program are not tried again, and what was preempted or lost a node goes on without being counted."""
+    network: NetworkProfile = "auto"
+    """Environment of the ranks for the network between nodes: `auto` leaves NCCL's own choice; the others fix it, so that
+    a missing fabric fails instead of being slow."""
+    local: LocalSettings = LocalSettings()
     slurm: SlurmSettings = SlurmSettings()
+    kubernetes: KubernetesSettings = KubernetesSettings()
+
+    @model_validator(mode="after")
+    def _fewest(self) -> Self:
+        if self.min_num_nodes is not None and self.min_num_nodes > self.num_nodes:
+            raise ValueError(
+                f"min_num_nodes={self.min_num_nodes} is more than num_nodes={self.num_nodes}; use at most that"
+            )
+        return self
 
     @property
     def world_size(self) -> int:

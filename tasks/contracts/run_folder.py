@@ -36,6 +36,11 @@ class RunFolder:
         return self.root / "experiment.json"
 
     @property
+    def owner(self) -> Path:
+        """The lease of the flow that drives the run; absent when none does."""
+        return self.root / "owner.json"
+
+    @property
     def dataset(self) -> Path:
         return self.root / "dataset"
 

@@ -18,16 +18,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
+from tasks.contracts.conversation import Example, example_from_record
 from tasks.contracts.files import read_json
 from tasks.contracts.overrides import SettingsError, apply_overrides, read_experiment
 from tasks.contracts.settings import DatasetSettings
-from tasks.dataset.prepare import prepare, read_examples
+from tasks.dataset.prepare import prepare
 from tasks.dataset.quality import EXPLAINED, quality_markdown
-from tasks.dataset.rendering.family import FAMILIES, Family, detect_family, family_for, prompt_text
+from tasks.dataset.rendering.family import FAMILIES, Family, detect_family, family_for, segments_of
 from tasks.dataset.sources.formats import FORMATS
 
 NUM_SHOWN = 2
 SHOWN_CHARACTERS = 2000
+LEARNT, END = "[[[", "]]]"
 
 
 def inspect(argv: Sequence[str]) -> int:
@@ -104,13 +108,22 @@ def _show(folder: Path, family: Family) -> None:
                     rows.append(f"  {row['id']} {why}")
         for reason, rows in shown.items():
             print(f"{title}: {reason} ({EXPLAINED[reason]}), as", *rows, sep="\n")
-    examples = [*read_examples(folder / "train.parquet"), *read_examples(folder / "test.parquet")]
-    if not examples:
-        return
-    example = examples[0]
-    text = prompt_text(family, example) + family.answer(example.reply)
-    cut = f"\n... ({len(text)} characters)" if len(text) > SHOWN_CHARACTERS else ""
-    print(f"\n{example.id}, as the model would see it:\n\n{text[:SHOWN_CHARACTERS]}{cut}")
+    # Not the whole files: they may be larger than this machine's memory.
+    for name in ("train.parquet", "test.parquet"):
+        for batch in pq.ParquetFile(folder / name).iter_batches(batch_size=1):
+            _show_example(example_from_record(batch.to_pylist()[0]), family)
+            return
+
+
+def _show_example(example: Example, family: Family) -> None:
+    """One conversation; of a long one the beginning, where its tools stand, and the end, where its calls do."""
+    text = "".join(f"{LEARNT}{s.text}{END}" if s.is_answer else s.text for s in segments_of(family, example))
+    if left_out := max(0, len(text) - SHOWN_CHARACTERS):
+        half = SHOWN_CHARACTERS // 2
+        text = f"{text[:half]}\n... ({left_out} characters left out here) ...\n{text[-half:]}"
+    print(
+        f"\n{example.id}, as the model would see it; the loss counts what stands between {LEARNT} and {END}:\n\n{text}"
+    )
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

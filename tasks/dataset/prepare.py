@@ -1,6 +1,6 @@
 """Source rows to the files that training and inference read.
 
-Nothing is held for all rows but a few numbers each: texts, tokens and keys go through files under ``.work``.
+Texts, tokens and keys go through files under ``.work``; while rows are compared, about 100 bytes each are in memory.
 """
 
 import json
@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,26 @@ from tasks.dataset.benchmarks import read_benchmarks
 from tasks.dataset.convert import Converter, Rejected, asked_of
 from tasks.dataset.packing import fill, pack
 from tasks.dataset.quality import Quality, write_quality
-from tasks.dataset.ragged import any_in, ragged_column
+from tasks.dataset.ragged import Ragged, any_in, ragged_column
+from tasks.dataset.rendering.encode import marked
 from tasks.dataset.rendering.family import Family
-from tasks.dataset.row_store import RowStore, Tokens
+from tasks.dataset.row_store import RowStore, append_lists
 from tasks.dataset.sources.files import DatasetNotFound
 from tasks.dataset.sources.formats import FORMATS
 from tasks.dataset.sources.read import read_chunks
-from tasks.dataset.split import SLICES, TEST, TRAIN, UNSEEN_TOOLS, Choice, Keyed, check_not_empty, choose, shuffled
+from tasks.dataset.split import (
+    NONE,
+    REASONS,
+    SLICES,
+    TEST,
+    TRAIN,
+    UNSEEN_TOOLS,
+    Choice,
+    Keyed,
+    check_not_empty,
+    choose,
+    shuffle_keys,
+)
 from tasks.dataset.workers import ordered_map
 
 IGNORED = -100
@@ -50,11 +63,10 @@ PROGRESS_S = 5
 
 @dataclass(frozen=True)
 class Taught:
-    """The training rows: which of ``tokens`` they are, and their ids, in one order."""
+    """The training rows: which of ``tokens`` they are, in the seeded order."""
 
-    tokens: Tokens
+    tokens: Ragged
     rows: np.ndarray
-    ids: list[str]
 
 
 def prepare(
@@ -91,13 +103,15 @@ def prepare(
             check_not_empty(choice, settings)
         quality.left_out = choice.counts
         quality.notes = _shortfalls(settings, choice)
-        for index, source in enumerate(quality.sources.values()):
-            source["taught"] = int(((keyed.source == index) & (choice.slice == TRAIN)).sum())
+        taught_by_source = np.bincount(keyed.source.read()[choice.slice == TRAIN], minlength=len(quality.sources))
+        for source, count in zip(quality.sources.values(), taught_by_source.tolist(), strict=True):
+            source["taught"] = count
         _write_left_out(store, choice, folder / "left_out.jsonl")
         _write_test(store, choice, settings, folder / "test.parquet", quality)
         taught = _write_train(store, choice, settings, family, tokenizer, num_workers, folder, quality)
-        lengths = _write_tokens(taught, settings.seed, folder / "train.arrow")
-        quality.lengths = {name: store.tokens.ids.lengths[choice.slice == code] for name, code in SLICES.items()}
+        lengths = _write_tokens(taught, folder / "train.arrow")
+        read_lengths = store.tokens.lengths
+        quality.lengths = {name: read_lengths[choice.slice == code] for name, code in SLICES.items()}
         quality.lengths["train"] = lengths
         quality.overlap = _overlap(keyed, choice, settings)
     if pack_tokens is not None:
@@ -146,7 +160,7 @@ def _read(
         for chunk in converted:
             store.add(chunk.batch)
             for row in chunk.rejected:
-                file.write(json.dumps(row.as_json()) + "\n")
+                file.write(json.dumps(asdict(row)) + "\n")
             counts = sources[chunk.source]
             counts["usable"] += len(chunk.batch)
             counts["rejected"] += len(chunk.rejected)
@@ -167,7 +181,7 @@ def _nothing_usable(settings: DatasetSettings, quality: Quality, first: Sequence
     if not quality.read:
         return f"dataset.sources={settings.title!r} holds no rows"
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(quality.rejected.items()))
-    shown = "\n".join(f"  {r.row_id}: {r.reason}: {r.detail}" for r in first)
+    shown = "\n".join(f"  {r.id}: {r.reason}: {r.detail}" for r in first)
     return (
         f"none of the {quality.read} rows of dataset.sources={settings.title!r} is usable: {reasons}. The first:\n{shown}\n"
         f"Is the source's format right? It is one of: {', '.join(FORMATS)}"
@@ -188,9 +202,9 @@ def _shortfalls(settings: DatasetSettings, choice: Choice) -> list[str]:
 
 def _write_left_out(store: RowStore, choice: Choice, path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
-        for row, reason in sorted(choice.reason.items()):
-            like = {"like": store.ids[choice.like[row]]} if row in choice.like else {}
-            file.write(json.dumps({"id": store.ids[row], "reason": reason, **like}) + "\n")
+        for row in np.flatnonzero(choice.why != NONE).tolist():
+            like = {} if choice.like[row] == NONE else {"like": store.id_of(choice.like[row])}
+            file.write(json.dumps({"id": store.id_of(row), "reason": REASONS[choice.why[row]], **like}) + "\n")
 
 
 def _write_test(store: RowStore, choice: Choice, settings: DatasetSettings, path: Path, quality: Quality) -> None:
@@ -217,24 +231,27 @@ def _write_train(
     """``train.parquet``, and which tokens belong to its rows."""
     chosen = choice.slice == TRAIN
     batches = (_in_slice(batch, "train") for batch in store.texts(chosen))
+    keys = [np.empty(0, np.uint64)]
     with pq.ParquetWriter(folder / "train.parquet", EXAMPLE_SCHEMA) as writer:
-        if not is_on(settings.augmentation):
-            for batch in batches:
-                quality.count("train", batch)
-                writer.write_batch(batch)
-            rows = np.flatnonzero(chosen)
-            return Taught(store.tokens, rows, [store.ids[row] for row in rows])
-        tokens, ids = store.new_tokens("augmented"), []
-        arguments = (settings, family, tokenizer, _distractors(store, chosen, settings))
-        for changed in ordered_map(Augmenter, arguments, (batch.to_pylist() for batch in batches), num_workers):
-            batch = pa.RecordBatch.from_pylist([record for record, _ in changed], schema=EXAMPLE_SCHEMA)
+
+        def write(batch: pa.RecordBatch) -> None:
             quality.count("train", batch)
             writer.write_batch(batch)
-            tokens.append(
-                *(ragged_column(part, pa.int32()) for part in zip(*(pair for _, pair in changed), strict=True))
-            )
-            ids += batch.column("id").to_pylist()
-        return Taught(tokens, np.arange(len(ids)), ids)
+            keys.append(shuffle_keys(batch.column("id").to_pylist(), settings.seed))
+
+        if not is_on(settings.augmentation):
+            tokens, rows = store.tokens, np.flatnonzero(chosen)
+            for batch in batches:
+                write(batch)
+        else:
+            tokens = store.new_tokens("augmented")
+            arguments = (settings, family, tokenizer, _distractors(store, chosen, settings))
+            for changed in ordered_map(Augmenter, arguments, (batch.to_pylist() for batch in batches), num_workers):
+                write(pa.RecordBatch.from_pylist(changed.records, schema=EXAMPLE_SCHEMA))
+                append_lists(tokens, ragged_column(changed.tokens, pa.int32()))
+                quality.augmented.update(changed.counts)
+            rows = np.arange(len(tokens))
+    return Taught(tokens, rows[np.argsort(np.concatenate(keys), kind="stable")])
 
 
 def _in_slice(batch: pa.RecordBatch, name: str) -> pa.RecordBatch:
@@ -256,29 +273,18 @@ def _distractors(store: RowStore, chosen: np.ndarray, settings: DatasetSettings)
     return list(found.values())[:NUM_DISTRACTORS]
 
 
-def _write_tokens(taught: Taught, seed: int, path: Path) -> np.ndarray:
+def _write_tokens(taught: Taught, path: Path) -> np.ndarray:
     """Arrow stream with ``input_ids`` and ``labels`` (int32 lists), which every rank maps into memory; their lengths."""
-    order = shuffled(taught.ids, seed)
     schema = pa.schema([(name, pa.list_(pa.int32())) for name in ("input_ids", "labels")])
-    ids, spans = taught.tokens.ids, taught.tokens.spans
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for first in range(0, len(order), ROWS_PER_WRITE):
-            rows = [int(taught.rows[position]) for position in order[first : first + ROWS_PER_WRITE]]
-            pieces = [ids[row] for row in rows]
-            labels = [_labels(piece, spans[row]) for piece, row in zip(pieces, rows, strict=True)]
+        for first in range(0, len(taught.rows), ROWS_PER_WRITE):
+            pieces = [taught.tokens[row] for row in taught.rows[first : first + ROWS_PER_WRITE].tolist()]
             offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int32)
-            columns = [pa.ListArray.from_arrays(offsets, np.concatenate(part)) for part in (pieces, labels)]
+            ids, is_answer = marked(np.concatenate(pieces))
+            columns = [pa.ListArray.from_arrays(offsets, part) for part in (ids, np.where(is_answer, ids, IGNORED))]
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
-    lengths: np.ndarray = ids.lengths[taught.rows[order]]
+    lengths: np.ndarray = taught.tokens.lengths[taught.rows]
     return lengths
-
-
-def _labels(ids: np.ndarray, spans: np.ndarray) -> np.ndarray:
-    """The ids inside the answers, and IGNORED elsewhere."""
-    labels = np.full(len(ids), IGNORED, np.int32)
-    for start, end in spans.reshape(-1, 2):
-        labels[start:end] = ids[start:end]
-    return labels
 
 
 def _write_packs(lengths: np.ndarray, capacity: int, path: Path) -> dict[str, Any]:

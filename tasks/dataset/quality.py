@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from tasks.contracts.conversation import CATEGORIES, tools_in
 from tasks.contracts.files import write_json, write_text
+from tasks.dataset.augment import OUTCOMES
 from tasks.pages.figures import histogram
 
 SLICES = ("train", "test", "unseen_tools")
@@ -26,7 +27,7 @@ EXPLAINED = {
     "no_conversation": "no turns",
     "no_request": "nothing is asked",
     "not_a_row": "JSON, but no object",
-    "not_csv": "cells that do not fit the header",
+    "not_csv": "a record that does not fit the header or is no CSV; a quote never closed takes the lines after it along",
     "not_json": "not JSON",
     "not_utf8": "not UTF-8",
     "reader_failed": "a fault of the reader: please report the row",
@@ -61,6 +62,7 @@ class Quality:
         sources: rows read and taken for training by source.
         lengths: tokens of each conversation by slice.
         overlap: what the training still has in common with the tests.
+        augmented: what became of the training rows, by :data:`tasks.dataset.augment.OUTCOMES`.
         packing: of the packs, where there are any.
         notes: where there are fewer rows than the settings ask for.
     """
@@ -75,6 +77,7 @@ class Quality:
     tools: dict[str, set[str]] = field(default_factory=lambda: {name: set() for name in SLICES})
     lengths: dict[str, np.ndarray] = field(default_factory=dict)
     overlap: dict[str, Any] = field(default_factory=dict)
+    augmented: Counter[str] = field(default_factory=Counter)
     packing: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -101,6 +104,7 @@ class Quality:
             "num_tools": {name: len(self.tools[name]) for name in SLICES},
             "tokens": {name: _tokens(self.lengths[name]) for name in SLICES},
             "overlap": self.overlap,
+            "augmentation": dict(sorted(self.augmented.items())),
             "packing": self.packing,
             "notes": self.notes,
         }
@@ -140,10 +144,14 @@ def quality_markdown(quality: Mapping[str, Any], unit: str = "tokens") -> str:
                 f"| {name} | " + " | ".join(str(counts[k]) for k in ("read", "rejected", "usable", "taught")) + " |"
             )
     lines += [f"\n**Fewer than asked for**: {note}" for note in quality["notes"]]
-    for title, counts in (("rejected", rows["rejected"]), ("left out", rows["left_out"])):
+    for title, counts, words in (
+        ("rejected", rows["rejected"], EXPLAINED),
+        ("left out", rows["left_out"], EXPLAINED),
+        ("augmentation of the training rows", quality["augmentation"], OUTCOMES),
+    ):
         if counts:
             lines += ["", f"| {title} | rows | |", "|---|---:|---|"]
-            lines += [f"| `{reason}` | {count} | {EXPLAINED[reason]} |" for reason, count in _largest_first(counts)]
+            lines += [f"| `{reason}` | {count} | {words[reason]} |" for reason, count in _largest_first(counts)]
     if quality["repairs"]:
         lines += [
             "",

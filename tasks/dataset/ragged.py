@@ -1,4 +1,4 @@
-"""Lists of numbers, one per row, in a file: appended in order, read one by one or in blocks.
+"""Numbers in files, one or a list of them per row: appended in order, read one by one or in blocks.
 
 Read with ``pread`` instead of mapped: pages of a map count as this process's memory, and a million rows fill it.
 """
@@ -17,8 +17,8 @@ BLOCK_ROWS = 4096
 DTYPES = {pa.int32(): np.int32, pa.uint64(): np.uint64}
 
 
-class Ragged:
-    """``ragged[i]`` is row i's list.
+class Column:
+    """A number per row.
 
     Args:
         path: of a new file.
@@ -27,57 +27,77 @@ class Ragged:
 
     def __init__(self, path: Path, dtype: npt.DTypeLike) -> None:
         self._dtype = np.dtype(dtype)
-        self._file = path.open("w+b", buffering=1 << 20)
-        self._offsets = [np.zeros(1, np.int64)]
-        self._end = 0
-        self._starts: Array | None = None
+        self._file = path.open("w+b")
+        self._length = 0
+        self._is_flushed = True
 
-    def append(self, column: pa.Array) -> None:
-        """Append a batch's column of lists."""
-        # A slice of a batch begins anywhere in its buffers.
-        offsets = column.offsets.to_numpy().astype(np.int64)
-        values = column.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]]
+    def append(self, values: Array) -> None:
+        """Append the numbers of some rows."""
         self._file.write(np.ascontiguousarray(values, self._dtype).data)
-        self._offsets.append(offsets[1:] - offsets[0] + self._end)
-        self._end += int(offsets[-1] - offsets[0])
-        self._starts = None
-
-    @property
-    def offsets(self) -> Array:
-        """``n + 1`` positions: row i is ``[offsets[i], offsets[i + 1])``."""
-        if self._starts is None:
-            self._file.flush()
-            self._starts = np.concatenate(self._offsets)
-            self._offsets = [self._starts]
-        return self._starts
-
-    @property
-    def lengths(self) -> Array:
-        """Numbers per row."""
-        return np.diff(self.offsets)
+        self._length += len(values)
+        self._is_flushed = False
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return self._length
 
-    def __getitem__(self, row: int) -> Array:
-        offsets = self.offsets
-        return self._read(int(offsets[row]), int(offsets[row + 1]))
-
-    def blocks(self) -> Iterator[tuple[int, Array, Array]]:
-        """``(first row, values, offsets into them)`` for runs of rows, in order."""
-        offsets = self.offsets
-        for first in range(0, len(self), BLOCK_ROWS):
-            last = min(first + BLOCK_ROWS, len(self))
-            yield first, self._read(int(offsets[first]), int(offsets[last])), offsets[first : last + 1] - offsets[first]
-
-    def _read(self, start: int, end: int) -> Array:
+    def read(self, first: int = 0, last: int | None = None) -> Array:
+        """The numbers of the rows ``[first, last)``, or all; ``OSError`` where the file does not hold them any more."""
+        if not self._is_flushed:
+            self._file.flush()
+            self._is_flushed = True
         size = self._dtype.itemsize
-        data = os.pread(self._file.fileno(), (end - start) * size, start * size)
+        count = (self._length if last is None else last) - first
+        data = os.pread(self._file.fileno(), count * size, first * size)
+        if len(data) != count * size:
+            raise OSError(f"{self._file.name} holds {len(data)} of {count * size} bytes at {first * size}")
         return np.frombuffer(data, self._dtype)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+class Ragged:
+    """``ragged[i]`` is row i's list.
+
+    Args:
+        path: of a new file; another of that name with ``-ends`` says where each list ends.
+        dtype: of the numbers.
+    """
+
+    def __init__(self, path: Path, dtype: npt.DTypeLike) -> None:
+        self._values = Column(path, dtype)
+        self._ends = Column(path.with_name(f"{path.name}-ends"), np.int64)
+        self._ends.append(np.zeros(1))
+
+    def append(self, offsets: Array, values: Array) -> None:
+        """Append some rows' lists as Arrow holds them: row i is ``values[offsets[i]:offsets[i + 1]]``."""
+        end = len(self._values)
+        self._values.append(values[offsets[0] : offsets[-1]])
+        self._ends.append(offsets[1:].astype(np.int64) - int(offsets[0]) + end)
+
+    @property
+    def lengths(self) -> Array:
+        """Numbers per row."""
+        return np.diff(self._ends.read())
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, row: int) -> Array:
+        start, end = self._ends.read(row, row + 2).tolist()
+        return self._values.read(start, end)
+
+    def blocks(self) -> Iterator[tuple[int, Array, Array]]:
+        """``(first row, values, offsets into them)`` for runs of rows, in order."""
+        for first in range(0, len(self), BLOCK_ROWS):
+            offsets = self._ends.read(first, min(first + BLOCK_ROWS, len(self)) + 1)
+            yield first, self._values.read(int(offsets[0]), int(offsets[-1])), offsets - offsets[0]
+
+    def close(self) -> None:
+        """Close the files."""
+        self._values.close()
+        self._ends.close()
 
 
 def any_in(values: Array, offsets: Array, wanted: Array) -> npt.NDArray[np.bool_]:
@@ -92,7 +112,5 @@ def ragged_column(lists: Sequence[Sequence[int] | Array], type_: pa.DataType) ->
     dtype = DTYPES[type_]
     offsets = np.zeros(len(lists) + 1, np.int32)
     np.cumsum([len(entry) for entry in lists], out=offsets[1:])
-    flat = np.empty(offsets[-1], dtype)
-    for entry, start, end in zip(lists, offsets, offsets[1:], strict=False):
-        flat[start:end] = entry
+    flat = np.concatenate([np.empty(0, dtype), *(np.asarray(entry, dtype) for entry in lists)])
     return pa.ListArray.from_arrays(offsets, pa.array(flat, type_))

@@ -1,4 +1,4 @@
-"""All usable rows in files: their texts in order, their tokens and keys at random."""
+"""All usable rows in files: their texts in order, their tokens and keys at random. Nothing of them stays in memory."""
 
 from __future__ import annotations
 
@@ -7,36 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from tasks.dataset.convert import TEXTS
 from tasks.dataset.features import NUM_BANDS
-from tasks.dataset.ragged import Ragged
+from tasks.dataset.ragged import Column, Ragged
 from tasks.dataset.split import OUT, SLICES, Keyed
 
-KEYS_PER_ROW = ("tools_keys", "requests", "asked", "shingles", "word_runs")
-
-
-class Tokens:
-    """Token ids and the spans of the answers in them.
-
-    Args:
-        folder: where two files are made.
-    """
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.ids = Ragged(folder / f"{name}-ids", np.int32)
-        self.spans = Ragged(folder / f"{name}-spans", np.int32)
-
-    def append(self, ids: pa.Array, spans: pa.Array) -> None:
-        """Append the columns of some rows."""
-        self.ids.append(ids)
-        self.spans.append(spans)
-
-    def close(self) -> None:
-        """Close the files."""
-        self.ids.close()
-        self.spans.close()
+LISTS_PER_ROW = ("tools_keys", "requests", "asked", "shingles", "word_runs")
+NUMBERS_PER_ROW = {"source_index": np.int16, "opening": np.uint64, "exact": np.uint64, "offered": np.uint64}
 
 
 class RowStore:
@@ -44,6 +24,9 @@ class RowStore:
 
     Args:
         folder: where the files are made.
+
+    Attributes:
+        tokens: token ids, marked as :class:`tasks.dataset.rendering.encode.Encoder` marks them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,60 +35,64 @@ class RowStore:
         self._schema = pa.schema([(name, pa.string()) for name in TEXTS])
         self._sink = pa.OSFile(str(self._path), "wb")
         self._writer: Any = pa.ipc.new_stream(self._sink, self._schema)
-        self._lists = {name: Ragged(folder / name, np.uint64) for name in KEYS_PER_ROW}
-        self._numbers: dict[str, list[Any]] = {"source_index": [], "fixed": [], "opening": [], "exact": [], "bands": []}
-        self._tokens: list[Tokens] = []
+        self._open: list[Column | Ragged] = []
+        self._lists = {name: self._ragged(name, np.uint64) for name in LISTS_PER_ROW}
+        self._numbers = {name: self._column(name, dtype) for name, dtype in NUMBERS_PER_ROW.items()}
+        self._fixed = self._column("fixed", np.int8)
+        self._bands = [self._column(f"band-{number}", np.uint64) for number in range(NUM_BANDS)]
+        self._ids = self._ragged("ids", np.uint8)
         self.tokens = self.new_tokens("read")
-        self.ids: list[str] = []
 
     def __enter__(self) -> RowStore:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._finish()
-        for tokens in self._tokens:
-            tokens.close()
-        for ragged in self._lists.values():
-            ragged.close()
+        for file in self._open:
+            file.close()
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self._ids)
 
-    def new_tokens(self, name: str) -> Tokens:
-        """Tokens of rows made from these; closed with the store."""
-        self._tokens.append(Tokens(self._folder, name))
-        return self._tokens[-1]
+    def new_tokens(self, name: str) -> Ragged:
+        """Token ids of rows made from these; closed with the store."""
+        return self._ragged(f"tokens-{name}", np.int32)
+
+    def id_of(self, row: int) -> str:
+        """The id of a row."""
+        return self._ids[row].tobytes().decode()
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Append a batch of :data:`tasks.dataset.convert.SCHEMA`."""
         self._writer.write_batch(batch.select(TEXTS))
-        self.tokens.append(batch.column("input_ids"), batch.column("answer_spans"))
+        append_lists(self.tokens, batch.column("tokens"))
         for name, ragged in self._lists.items():
-            ragged.append(batch.column(name))
-        # Copies: the arrays would else keep the whole batch alive.
-        for name in ("source_index", "opening", "exact"):
-            self._numbers[name].append(batch.column(name).to_numpy().copy())
-        self._numbers["bands"].append(batch.column("bands").flatten().to_numpy().reshape(-1, NUM_BANDS).copy())
+            append_lists(ragged, batch.column(name))
+        for name, column in self._numbers.items():
+            column.append(batch.column(name).to_numpy())
+        bands = batch.column("bands").flatten().to_numpy().reshape(-1, NUM_BANDS)
+        for column, keys in zip(self._bands, bands.T, strict=True):
+            column.append(keys)
         fixed = [SLICES.get(name, OUT) for name in batch.column("fixed_slice").to_pylist()]
-        self._numbers["fixed"].append(np.array(fixed, np.int8))
-        self.ids += batch.column("id").to_pylist()
+        self._fixed.append(np.array(fixed, np.int8))
+        ids = [np.frombuffer(text.encode(), np.uint8) for text in batch.column("id").to_pylist()]
+        self._ids.append(np.cumsum([0, *map(len, ids)]), np.concatenate([np.empty(0, np.uint8), *ids]))
 
     @property
     def keyed(self) -> Keyed:
         """The keys that the split works on."""
-        numbers = {name: np.concatenate(parts) for name, parts in self._numbers.items()}
-        lists = self._lists
         return Keyed(
-            source=numbers["source_index"],
-            fixed=numbers["fixed"],
-            opening=numbers["opening"],
-            exact=numbers["exact"],
-            bands=numbers["bands"],
-            tools=lists["tools_keys"],
-            requests=lists["requests"],
-            asked=lists["asked"],
-            shingles=lists["shingles"],
-            word_runs=lists["word_runs"],
+            source=self._numbers["source_index"],
+            fixed=self._fixed,
+            opening=self._numbers["opening"],
+            exact=self._numbers["exact"],
+            offered=self._numbers["offered"],
+            bands=self._bands,
+            tools=self._lists["tools_keys"],
+            requests=self._lists["requests"],
+            asked=self._lists["asked"],
+            shingles=self._lists["shingles"],
+            word_runs=self._lists["word_runs"],
         )
 
     def texts(self, chosen: np.ndarray) -> Iterator[pa.RecordBatch]:
@@ -123,8 +110,23 @@ class RowStore:
                 if len(rows):
                     yield rows
 
+    def _column(self, name: str, dtype: npt.DTypeLike) -> Column:
+        column = Column(self._folder / name, dtype)
+        self._open.append(column)
+        return column
+
+    def _ragged(self, name: str, dtype: npt.DTypeLike) -> Ragged:
+        ragged = Ragged(self._folder / name, dtype)
+        self._open.append(ragged)
+        return ragged
+
     def _finish(self) -> None:
         if self._writer is not None:
             self._writer.close()
             self._sink.close()
             self._writer = None
+
+
+def append_lists(ragged: Ragged, column: pa.ListArray) -> None:
+    """Append a batch's column of lists."""
+    ragged.append(column.offsets.to_numpy(), column.values.to_numpy())

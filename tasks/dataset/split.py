@@ -10,12 +10,13 @@ rows that are alike, never on how many others there are, except where a limit of
 4. equal rows, then rows that are nearly equal: the first stays, one of the test side before one of the training side;
 5. the tests up to their limits;
 6. training rows in which a test request or a benchmark stands are left out, then the training's limit counts.
+
+The keys stay in files; about 100 bytes a row are held while rows are compared.
 """
 
 import hashlib
 import random
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ import numpy.typing as npt
 from tasks.contracts.settings import DatasetSettings
 from tasks.dataset.benchmarks import Benchmarks
 from tasks.dataset.features import Keys, mixed, similarity
-from tasks.dataset.ragged import Array, Ragged, any_in
+from tasks.dataset.ragged import Array, Column, Ragged, any_in
 
 OUT, TRAIN, TEST, UNSEEN_TOOLS = -1, 0, 1, 2
 MAX_COMPARED = 16
@@ -42,6 +43,11 @@ BEYOND_WEIGHT = "beyond_the_source's_weight"
 ASKED_IN_TEST = "test_request_in_training"
 SHARES_TEST = "shares_words_with_the_test"
 SHARES_BENCHMARK = "shares_words_with_a_benchmark"
+REASONS = (
+    EXACT, NEAR, HELD_OUT_TOOL, BEYOND_SOURCE, BEYOND_TEST, BEYOND_UNSEEN, BEYOND_MAX, BEYOND_WEIGHT, ASKED_IN_TEST,
+    SHARES_TEST, SHARES_BENCHMARK,
+)  # fmt: skip
+NONE = -1
 
 
 @dataclass(frozen=True)
@@ -49,21 +55,23 @@ class Keyed:
     """The keys of all usable rows, in the order in which they were read.
 
     Attributes:
-        source: index of the row's source, [rows].
-        fixed: the slice that the source itself gives, or OUT, [rows].
-        opening: key of the first request, [rows].
-        exact: key of all requests, the tools' names and the calls, [rows].
-        bands: MinHash, [rows, bands].
+        source: index of the row's source.
+        fixed: the slice that the source itself gives, or OUT.
+        opening: key of the first request.
+        exact: key of all requests, the tools' names and the calls.
+        offered: key of the tools' names.
+        bands: MinHash, a column a band.
         tools: keys of the tools on offer.
         requests: keys of everything the user says; ``asked``: of what a test would ask.
         shingles, word_runs: keys of runs of words.
     """
 
-    source: Array
-    fixed: Array
-    opening: Array
-    exact: Array
-    bands: Array
+    source: Column
+    fixed: Column
+    opening: Column
+    exact: Column
+    offered: Column
+    bands: Sequence[Column]
     tools: Ragged
     requests: Ragged
     asked: Ragged
@@ -77,23 +85,24 @@ class Choice:
 
     Attributes:
         slice: TRAIN, TEST, UNSEEN_TOOLS or OUT, [rows].
-        reason: why a row is OUT.
-        like: the row that a duplicate is like, or the test row that a training row has words in common with.
+        why: the place in REASONS of why a row is OUT, or NONE, [rows].
+        like: the row that a duplicate is like, or the test row that a training row has words in common with, or NONE, [rows].
     """
 
     slice: npt.NDArray[np.int8]
-    reason: dict[int, str]
-    like: dict[int, int]
+    why: npt.NDArray[np.int8]
+    like: npt.NDArray[np.int64]
 
     def leave_out(self, rows: Sequence[int] | Array, reason: str) -> None:
         """Take rows out of their slice."""
         self.slice[rows] = OUT
-        self.reason |= dict.fromkeys(np.asarray(rows).tolist(), reason)
+        self.why[rows] = REASONS.index(reason)
 
     @property
     def counts(self) -> dict[str, int]:
         """Rows left out by reason."""
-        return dict(sorted(Counter(self.reason.values()).items()))
+        counts = np.bincount(self.why[self.why != NONE], minlength=len(REASONS)).tolist()
+        return {reason: count for reason, count in sorted(zip(REASONS, counts, strict=True)) if count}
 
 
 def choose(rows: Keyed, settings: DatasetSettings, benchmarks: Benchmarks) -> Choice:
@@ -103,14 +112,17 @@ def choose(rows: Keyed, settings: DatasetSettings, benchmarks: Benchmarks) -> Ch
         ValueError: a source with a weight has no rows.
     """
     seed = settings.seed
-    order = _hashed(rows.opening, seed, "order")
-    slice_ = np.where(_uniform(rows.opening, seed, "side") < settings.test_share, TEST, TRAIN).astype(np.int8)
-    slice_ = np.where(rows.fixed == OUT, slice_, rows.fixed)
-    choice = Choice(slice_, {}, {})
-    _hold_out_tools(rows, settings, choice)
+    opening, fixed = rows.opening.read(), rows.fixed.read()
+    order = _hashed(opening, seed, "order")
+    slice_ = np.where(_uniform(opening, seed, "side") < settings.test_share, TEST, TRAIN).astype(np.int8)
+    slice_ = np.where(fixed == OUT, slice_, fixed)
+    del opening
+    choice = Choice(slice_, np.full(len(slice_), NONE, np.int8), np.full(len(slice_), NONE, np.int64))
+    _hold_out_tools(rows, fixed, settings, choice)
     for index, source in enumerate(settings.sources):
         if source.max_rows is not None:
-            of_source = _in_order(np.flatnonzero((choice.slice != OUT) & (rows.source == index)), order, rows.fixed)
+            of_source = np.flatnonzero((choice.slice != OUT) & (rows.source.read() == index))
+            of_source = _in_order(of_source, order, fixed)
             choice.leave_out(of_source[source.max_rows :], BEYOND_SOURCE)
     _drop_duplicates(rows, settings, choice, order)
     for name, limit, reason in (
@@ -134,9 +146,10 @@ def check_not_empty(choice: Choice, settings: DatasetSettings) -> None:
         )
 
 
-def shuffled(ids: Sequence[str], seed: int) -> list[int]:
-    """Positions of the ids in a seeded order, so that categories and tools mix."""
-    return sorted(range(len(ids)), key=lambda i: hashlib.sha256(f"{seed}\0{ids[i]}".encode()).digest())
+def shuffle_keys(ids: Sequence[str], seed: int) -> Keys:
+    """Keys that sort rows into a seeded order, so that categories and tools mix, [ids]."""
+    digests = (hashlib.sha256(f"{seed}\0{id_}".encode()).digest() for id_ in ids)
+    return np.fromiter((int.from_bytes(digest[:8], "big") for digest in digests), np.uint64, len(ids))
 
 
 def permutation(count: int, seed: int) -> list[int]:
@@ -149,8 +162,8 @@ def permutation(count: int, seed: int) -> list[int]:
     return target
 
 
-def _hold_out_tools(rows: Keyed, settings: DatasetSettings, choice: Choice) -> None:
-    fixed_unseen = [rows.tools[row] for row in np.flatnonzero(rows.fixed == UNSEEN_TOOLS).tolist()]
+def _hold_out_tools(rows: Keyed, fixed: Array, settings: DatasetSettings, choice: Choice) -> None:
+    fixed_unseen = [rows.tools[row] for row in np.flatnonzero(fixed == UNSEEN_TOOLS).tolist()]
     of_unseen = np.unique(np.concatenate(fixed_unseen)) if fixed_unseen else np.empty(0, np.uint64)
     for first, keys, offsets in rows.tools.blocks():
         held_out = np.isin(keys, of_unseen)
@@ -159,67 +172,47 @@ def _hold_out_tools(rows: Keyed, settings: DatasetSettings, choice: Choice) -> N
         counts = np.diff(np.concatenate([[0], np.cumsum(held_out)])[offsets])
         numbers = np.diff(offsets)
         block = np.arange(first, first + len(numbers))
-        free = rows.fixed[block] == OUT
+        free = fixed[block] == OUT
         choice.slice[block[free & (numbers > 0) & (counts == numbers)]] = UNSEEN_TOOLS
         # Rows whose slice is fixed were written with that in mind, but for the tools of another source.
         in_fixed = np.diff(np.concatenate([[0], np.cumsum(np.isin(keys, of_unseen))])[offsets])
-        some = np.where(free, (counts > 0) & (counts < numbers), (in_fixed > 0) & (rows.fixed[block] != UNSEEN_TOOLS))
+        some = np.where(free, (counts > 0) & (counts < numbers), (in_fixed > 0) & (fixed[block] != UNSEEN_TOOLS))
         choice.leave_out(block[some], HELD_OUT_TOOL)
 
 
 def _drop_duplicates(rows: Keyed, settings: DatasetSettings, choice: Choice, order: Keys) -> None:
     # The test side first: of two rows that are alike, the one that tests stays.
-    rank = np.empty(len(order), np.int64)
-    rank[np.lexsort((np.arange(len(order)), order, -choice.slice))] = np.arange(len(order))
-    usable = choice.slice != OUT
-    for leader, other in _pairs(rows.exact, usable, rank):
-        choice.like[other] = leader
-        choice.leave_out([other], EXACT)
-    if settings.near_duplicates is None:
+    ranked = np.lexsort((order, -choice.slice))
+    members, starts = _grouped(rows.exact.read(), ranked[choice.slice[ranked] != OUT])
+    leaders = np.repeat(members[starts[:-1]], np.diff(starts))
+    others = members != leaders
+    choice.like[members[others]] = leaders[others]
+    choice.leave_out(members[others], EXACT)
+    threshold = settings.near_duplicates
+    if threshold is None:
         return
-    same_tools = np.array([_together(rows.tools[row]) for row in range(len(rank))], np.uint64)
-    for band in range(rows.bands.shape[1]):
-        for members in _groups(rows.bands[:, band], same_tools, choice.slice != OUT, rank):
-            kept: list[int] = []
-            for row in members:
-                like = next((other for other in kept if _near(rows, other, row, settings.near_duplicates)), None)
+    offered = rows.offered.read()
+    for band in rows.bands:
+        members, starts = _grouped(band.read() ^ offered, ranked[choice.slice[ranked] != OUT])
+        for number in np.flatnonzero(np.diff(starts) > 1).tolist():
+            kept: list[tuple[int, Keys]] = []
+            for row in members[starts[number] : starts[number + 1]].tolist():
+                shingles = rows.shingles[row]
+                like = next((other for other, theirs in kept if similarity(theirs, shingles) >= threshold), None)
                 if like is not None:
                     choice.like[row] = like
                     choice.leave_out([row], NEAR)
                 elif len(kept) < MAX_COMPARED:
-                    kept.append(row)
+                    kept.append((row, shingles))
 
 
-def _together(keys: Keys) -> int:
-    """One key of several."""
-    return int.from_bytes(hashlib.blake2b(keys.tobytes(), digest_size=8).digest(), "big")
-
-
-def _near(rows: Keyed, one: int, other: int, threshold: float) -> bool:
-    return similarity(rows.shingles[one], rows.shingles[other]) >= threshold
-
-
-def _groups(keys: Array, tools: Array, usable: npt.NDArray[np.bool_], rank: Array) -> Iterator[list[int]]:
-    """Usable rows that share key and tools, two or more, the lowest rank first."""
-    members = np.flatnonzero(usable)
-    members = members[np.lexsort((rank[members], tools[members], keys[members]))]
-    if not len(members):
-        return
-    borders = np.flatnonzero((np.diff(keys[members]) != 0) | (np.diff(tools[members]) != 0)) + 1
-    for group in np.split(members, borders):
-        if len(group) > 1:
-            yield group.tolist()
-
-
-def _pairs(keys: Array, usable: npt.NDArray[np.bool_], rank: Array) -> list[tuple[int, int]]:
-    """``(first, other)`` for every usable row that shares its key with one of lower rank."""
-    members = np.flatnonzero(usable)
-    members = members[np.lexsort((rank[members], keys[members]))]
-    if not len(members):
-        return []
-    starts_group = np.concatenate([[True], np.diff(keys[members]) != 0])
-    leaders = members[np.flatnonzero(starts_group)[np.cumsum(starts_group) - 1]]
-    return list(zip(leaders[~starts_group].tolist(), members[~starts_group].tolist(), strict=True))
+def _grouped(keys: Array, members: Array) -> tuple[Array, Array]:
+    """The members with those of equal keys side by side, else in their order; and where each group starts, then their number."""
+    keys = keys[members]
+    by_key = np.argsort(keys, kind="stable")
+    keys = keys[by_key]
+    starts = np.flatnonzero(np.concatenate([np.ones(min(1, len(keys)), bool), keys[1:] != keys[:-1]]))
+    return members[by_key], np.concatenate([starts, [len(keys)]])
 
 
 def _decontaminate(rows: Keyed, settings: DatasetSettings, choice: Choice, benchmarks: Benchmarks) -> None:
@@ -253,7 +246,8 @@ def _limit_training(rows: Keyed, settings: DatasetSettings, choice: Choice, orde
         choice.leave_out(training[limit:], BEYOND_MAX)
         return
     shares = np.array(given) / sum(given)
-    of_source = [training[rows.source[training] == index] for index in range(len(shares))]
+    source_of = rows.source.read()[training]
+    of_source = [training[source_of == index] for index in range(len(shares))]
     for source, members in zip(settings.sources, of_source, strict=True):
         if not len(members):
             raise ValueError(

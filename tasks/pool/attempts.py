@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from tasks.contracts.files import read_json, write_json, write_text
-from tasks.contracts.job import JobError, JobSpec, LogLine
+from tasks.contracts.job import FailureKind, JobError, JobSpec, JobState, LogLine
 from tasks.pool.failures import first_failure
+from tasks.pool.torchrun_files import FAILURES
 
+CANCELLED = {"state": JobState.CANCELLED.value, "reason": "cancelled", "kind": FailureKind.USER.value}
+"""The outcome of a job that somebody ended on purpose."""
 NUM_LAST_LINES = 15
 POLL_S = 0.25
-FAILURES = "node-{node}.failures.json"
 
 
 @contextmanager
@@ -42,6 +44,28 @@ def begin_attempt(job: JobSpec, after: Path | None) -> Path:
     write_json(attempt / "spec.json", asdict(job))
     write_text(folder / "NEWEST", attempt.name)
     return attempt
+
+
+def read_spec(attempt: Path) -> JobSpec:
+    """The job of an attempt."""
+    values = read_json(attempt / "spec.json")
+    return JobSpec(**values | {"fallback_num_nodes": tuple(values["fallback_num_nodes"])})
+
+
+def outcome_of(attempt: Path) -> dict[str, Any]:
+    """What the job itself, or who ended it, wrote last: ``state``, ``reason``, perhaps ``kind``; empty if nothing."""
+    path = attempt / "exit.json"
+    outcome: dict[str, Any] = read_json(path) if path.exists() else {}
+    return outcome
+
+
+def state_left_behind(attempt: Path) -> JobState | None:
+    """The end that the job itself wrote, or None; a success without a result is none."""
+    outcome = outcome_of(attempt)
+    if not outcome:
+        return None
+    state = JobState(outcome["state"])
+    return JobState.FAILED if state is JobState.SUCCEEDED and not (attempt / "result.json").exists() else state
 
 
 def log_paths(job: JobSpec, attempt: Path) -> list[Path]:
@@ -75,21 +99,28 @@ def follow(attempt: Path, is_final: Callable[[], bool]) -> Iterator[LogLine | No
         time.sleep(POLL_S)
 
 
-def job_error(attempt: Path, reason: str) -> JobError:
-    """The first failing rank's own error, or else ``reason``; with the last lines of every node."""
+def job_error(attempt: Path, reason: str, kind: FailureKind | None = None) -> JobError:
+    """Why an attempt failed, with the last lines of every node.
+
+    Args:
+        reason: what the scheduler, or who watched the job, says.
+        kind: where that decides, whatever ranks and their peers made of it (a lost node, a time limit); None: the first
+            failing rank's own error is the cause, and the reason stands only where no rank recorded one.
+    """
     num_nodes = read_json(attempt / "spec.json")["num_nodes"]
     last_lines = tuple(
         LogLine(node, line) for node in range(num_nodes) for line in _tail(attempt / f"node-{node}.log")
     )  # fmt: skip
-    failure = first_failure({node: _failures(attempt, node) for node in range(num_nodes)})
+    failure = None if kind else first_failure({node: _failures(attempt, node) for node in range(num_nodes)})
     if failure is None:
-        return JobError(reason, last_lines=last_lines)
+        return JobError(reason, last_lines=last_lines, kind=kind or FailureKind.USER)
     return JobError(
         summary=f"rank {failure.rank} (node {failure.node}): {failure.message}",
         rank=failure.rank,
         node=failure.node,
         traceback=failure.traceback,
         last_lines=last_lines,
+        kind=failure.kind,
     )
 
 

@@ -1,10 +1,12 @@
-"""Which rank failed first: the one whose error is the cause, not the ones that lost their peer."""
+"""Which rank failed first (whose error is the cause, not the ones that lost their peer), and what that calls for."""
 
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SIGTERM_EXIT_CODE = -15
+from tasks.contracts.job import LEFT_EXIT_CODE, FailureKind
+
 PEER_LOSS = (
     "connection closed by peer",
     "connection reset by peer",
@@ -12,8 +14,33 @@ PEER_LOSS = (
     "socket timeout",
     "recvvalue failed",
     "remote process has terminated",
+    "remote process exited",
     "distnetworkerror",
 )
+GAVE_WAY = (
+    *PEER_LOSS,
+    "connection refused",
+    "rendezvoustimeouterror",
+    "rendezvousconnectionerror",
+    "rendezvousclosederror",
+    "distbackenderror",
+    "nccl error",
+    "nccl communicator was aborted",
+    "watchdog caught collective operation timeout",
+    "temporary failure in name resolution",
+    "address already in use",
+    "stale file handle",
+    "transport endpoint is not connected",
+    "uncorrectable ecc error",
+    # Exceptions of ours that say so themselves, in tasks/training and tasks/contracts/attempt.py.
+    "tryagain:",
+    "hungrank:",
+    "missingranks:",
+    "checkpointnotseen:",
+)
+"""In the error of a rank: a network, a device or the storage gave way, and the program is not to blame."""
+DEATHS = tuple(-number for number in (signal.SIGKILL, signal.SIGABRT, signal.SIGBUS, signal.SIGSEGV, signal.SIGTERM))
+"""Exit codes of ranks that somebody else ended: the system for want of memory, NCCL's watchdog, a person."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +51,7 @@ class RankFailure:
     rank: int
     message: str
     traceback: str
+    kind: FailureKind
 
 
 def first_failure(failures_by_node: Mapping[int, Sequence[Mapping[str, Any]]]) -> RankFailure | None:
@@ -35,13 +63,25 @@ def first_failure(failures_by_node: Mapping[int, Sequence[Mapping[str, Any]]]) -
 
     def order(item: tuple[int, Mapping[str, Any]]) -> tuple[bool, bool, float, int]:
         _, failure = item
-        text = f"{failure['message']} {failure['traceback']}".lower()
-        was_ended = failure["exit_code"] == SIGTERM_EXIT_CODE
-        lost_peer = failure["exit_code"] > 0 and any(sign in text for sign in PEER_LOSS)
+        was_ended = failure["exit_code"] == -signal.SIGTERM
+        lost_peer = failure["exit_code"] > 0 and _says(failure, PEER_LOSS)
         return was_ended, lost_peer, failure["time"], failure["rank"]
 
     items = [(node, failure) for node, failures in failures_by_node.items() for failure in failures]
     if not items:
         return None
     node, failure = min(items, key=order)
-    return RankFailure(node, failure["rank"], failure["message"], failure["traceback"])
+    return RankFailure(node, failure["rank"], failure["message"], failure["traceback"], _kind(failure))
+
+
+def _kind(failure: Mapping[str, Any]) -> FailureKind:
+    if failure["exit_code"] == LEFT_EXIT_CODE:
+        return FailureKind.LOST
+    if failure["exit_code"] in DEATHS or _says(failure, GAVE_WAY):
+        return FailureKind.TRANSIENT
+    return FailureKind.USER
+
+
+def _says(failure: Mapping[str, Any], signs: Sequence[str]) -> bool:
+    text = f"{failure['message']} {failure['traceback']}".lower()
+    return any(sign in text for sign in signs)

@@ -1,7 +1,7 @@
 """The pool that is this machine: emulated nodes, each a torchrun agent with its own process group.
 
-One job at a time has the machine; others of the same storage folder wait their turn (a file lock). A handle is the
-attempt's folder: everything known about the job is read from there, so any process can take over.
+One job at a time has the machine's processors, and one each of its GPUs; others wait their turn. A handle is the attempt's
+folder: everything known about the job is read from there, so any process can take over.
 """
 
 from __future__ import annotations
@@ -18,8 +18,19 @@ from typing import Any
 import psutil
 
 from tasks.contracts.files import read_json, write_json
-from tasks.contracts.job import JobError, JobHandle, JobSpec, JobState, LogLine
-from tasks.pool.attempts import begin_attempt, follow, job_error, newest_attempt, submitting
+from tasks.contracts.job import FailureKind, JobError, JobHandle, JobSpec, JobState, LogLine
+from tasks.hardware.gpus import visible_gpus
+from tasks.pool.attempts import (
+    CANCELLED,
+    begin_attempt,
+    follow,
+    job_error,
+    newest_attempt,
+    outcome_of,
+    read_spec,
+    state_left_behind,
+    submitting,
+)
 
 TOKEN = "PROVING_GROUND_ATTEMPT"  # noqa: S105 - names the variable that marks a job's processes
 
@@ -31,11 +42,13 @@ class LocalPool:
     """Jobs on this machine. Implements :class:`tasks.contracts.job.Pool`.
 
     Args:
-        lock_folder: jobs of pools with the same folder take turns at the machine.
+        lock_folder: jobs of pools with the same folder take turns at the processors; at GPUs all of the machine do.
+        share_gpus: let jobs run on GPUs that other jobs are using.
     """
 
-    def __init__(self, lock_folder: Path) -> None:
+    def __init__(self, lock_folder: Path, *, share_gpus: bool = False) -> None:
         self._lock_folder = lock_folder
+        self._share_gpus = share_gpus
 
     def submit(self, job: JobSpec) -> JobHandle:
         check_gpus(job)
@@ -56,9 +69,10 @@ class LocalPool:
         token = uuid.uuid4().hex
         # The record comes first: whatever happens next, the processes can be found by their token.
         write_json(attempt / "handle.json", {"token": token, "pid": None, "create_time": None})
+        command = [sys.executable, "-m", "tasks.pool.local_runner", str(attempt), str(self._lock_folder)]
         with (attempt / "runner.log").open("ab") as log:
             runner = subprocess.Popen(
-                [sys.executable, "-m", "tasks.pool.local_runner", str(attempt), str(self._lock_folder / "local.lock")],
+                [*command, *(["--share-gpus"] if self._share_gpus else [])],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -76,17 +90,16 @@ class LocalPool:
             return JobState.UNKNOWN
         # Order matters: a runner that ends between two looks has written exit.json before.
         alive = _runner(attempt) is not None
-        if (attempt / "exit.json").exists():
-            state = JobState(read_json(attempt / "exit.json")["state"])
-            if state is JobState.SUCCEEDED and not (attempt / "result.json").exists():
-                return JobState.FAILED
-            return state
+        if (ended := state_left_behind(attempt)) is not None:
+            return ended
         if not alive:
             return JobState.FAILED
         return JobState.RUNNING if (attempt / "started.json").exists() else JobState.QUEUED
 
     def explain(self, job: JobHandle) -> str | None:
-        return "another job has this machine" if self.state(job) is JobState.QUEUED else None
+        if self.state(job) is not JobState.QUEUED:
+            return None
+        return "other jobs have the GPUs" if read_spec(Path(job)).gpus else "another job has this machine"
 
     def logs(self, job: JobHandle) -> Iterator[LogLine | None]:
         yield from follow(Path(job), lambda: self.state(job).is_final)
@@ -96,14 +109,14 @@ class LocalPool:
         state = self.state(job)
         if state in (JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED):
             return None
-        exit_file = attempt / "exit.json"
-        if not exit_file.exists():
-            error = job_error(attempt, "")
-            return JobError(f"the job's runner vanished; see {attempt / 'runner.log'}", last_lines=error.last_lines)
-        outcome = read_json(exit_file)
+        outcome = outcome_of(attempt)
+        if not outcome:
+            # Its ranks went with it, and what they left of their end is no cause.
+            return job_error(attempt, f"the job's runner vanished; see {attempt / 'runner.log'}", FailureKind.TRANSIENT)
         if outcome["state"] == JobState.SUCCEEDED.value:
             return job_error(attempt, "all ranks ended well but none left a result")
-        return job_error(attempt, outcome["reason"])
+        kind = outcome.get("kind")
+        return job_error(attempt, outcome["reason"], kind and FailureKind(kind))
 
     def cancel(self, job: JobHandle) -> None:
         attempt = Path(job)
@@ -124,21 +137,14 @@ class LocalPool:
                 process.kill()
             psutil.wait_procs(remaining, timeout=5)
         if not was_final and not (attempt / "exit.json").exists():
-            write_json(attempt / "exit.json", {"state": "cancelled", "reason": "cancelled", "exit_codes": []})
+            write_json(attempt / "exit.json", CANCELLED | {"exit_codes": []})
 
 
 def check_gpus(job: JobSpec) -> None:
     """Raise ValueError if the job wants more GPUs than this machine shows."""
     if not job.gpus:
         return
-    # Asked through the driver's library: the flow's process must not import torch.
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        available = pynvml.nvmlDeviceGetCount()
-    except pynvml.NVMLError:
-        available = 0
+    available = len(visible_gpus())
     wanted = job.num_nodes * job.processes_per_node
     if wanted > available:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Runs one job on this machine to its end: ``python -m tasks.pool.local_runner ATTEMPT_FOLDER LOCK_FILE``.
+"""Runs one job on this machine to its end: ``python -m tasks.pool.local_runner ATTEMPT_FOLDER LOCK_FOLDER [--share-gpus]``.
 
 A process of its own, in its own session, so that the job outlives the flow that submitted it and a restarted flow finds
 it again. It waits for its turn at the machine, starts one torchrun agent per emulated node in a process group of its
@@ -6,20 +6,24 @@ own, and writes ``exit.json`` last.
 """
 
 import ctypes
-import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tasks.contracts.files import read_json, write_json
-from tasks.contracts.job import JobSpec, JobState
-from tasks.pool.attempts import FAILURES, log_paths
+from tasks.contracts.files import write_json
+from tasks.contracts.job import LEFT_EXIT_CODE, FailureKind, JobSpec, JobState
+from tasks.hardware.gpus import visible_gpus
+from tasks.pool.attempts import CANCELLED, log_paths, read_spec
 from tasks.pool.launch import Rendezvous, agent_command
+from tasks.pool.torchrun_files import FAILURES
+from tasks.pool.turns import turn_at_gpus, turn_at_processors
 
 GRACE_S = 10
 """Between the first node's failure (or the request to stop) and the end of the others: time to write their errors."""
@@ -31,36 +35,54 @@ class Stopped(Exception):
 
 
 def main(argv: list[str]) -> None:
-    folder, lock_file = Path(argv[1]), Path(argv[2])
-    job = JobSpec(**read_json(folder / "spec.json"))
+    folder, lock_folder, share_gpus = Path(argv[1]), Path(argv[2]), "--share-gpus" in argv[3:]
+    job = read_spec(folder)
     signal.signal(signal.SIGTERM, _stop)
     agents: list[subprocess.Popen[bytes]] = []
     try:
-        with lock_file.open("w") as lock:
-            # Released by the kernel when this process ends, however it ends.
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            write_json(folder / "started.json", {"time": time.time()})
-            agents = _start(job, folder)
-            outcome = _wait(job, agents)
+        with _turn(job, lock_folder, share_gpus=share_gpus) as gpus:
+            try:
+                write_json(folder / "started.json", {"time": time.time(), "gpus": gpus})
+                _start(job, folder, gpus, agents)
+                outcome = _wait(job, agents)
+            except Stopped:
+                outcome = CANCELLED
+            # The next job's turn comes when nothing of this one runs any more.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            _end(agents)
     except Stopped:
-        outcome = {"state": JobState.CANCELLED.value, "reason": "cancelled"}
-    except OSError as error:
-        outcome = {"state": JobState.FAILED.value, "reason": f"cannot start: {error}"}
+        outcome = CANCELLED
+    except (OSError, ValueError) as error:
+        _end(agents)
+        outcome = _outcome(JobState.FAILED, f"cannot start: {error}", FailureKind.USER)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _end(agents)
     write_json(folder / "exit.json", {**outcome, "exit_codes": [agent.returncode for agent in agents]})
+
+
+@contextmanager
+def _turn(job: JobSpec, lock_folder: Path, *, share_gpus: bool) -> Iterator[list[str]]:
+    """This job's turn, with the GPUs that are its own; none for a job on the processors."""
+    num_gpus = job.num_nodes * job.processes_per_node
+    if not job.gpus:
+        with turn_at_processors(lock_folder):
+            yield []
+    elif share_gpus:
+        yield visible_gpus()[:num_gpus]
+    else:
+        with turn_at_gpus(lock_folder, visible_gpus(), num_gpus) as gpus:
+            yield gpus
 
 
 def _stop(signum: int, frame: Any) -> None:
     raise Stopped
 
 
-def _start(job: JobSpec, folder: Path) -> list[subprocess.Popen[bytes]]:
+def _start(job: JobSpec, folder: Path, gpus: Sequence[str], agents: list[subprocess.Popen[bytes]]) -> None:
+    """Start one agent per node; each is in ``agents`` as soon as it lives."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port = probe.getsockname()[1]
     rendezvous = Rendezvous(LOOPBACK, port, f"{job.name}-{folder.name}")
-    agents = []
     command = agent_command(
         job, rendezvous, spec=str(folder / "spec.json"), failures=str(folder / FAILURES), local_addr=LOOPBACK
     )
@@ -72,17 +94,16 @@ def _start(job: JobSpec, folder: Path) -> list[subprocess.Popen[bytes]]:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env=os.environ | _node_environment(job, node) | dict(job.env),
+                    env=os.environ | _node_environment(job, node, gpus) | dict(job.env),
                     start_new_session=True,
                     preexec_fn=_die_with_parent,
                 )
             )
-    return agents
 
 
-def _node_environment(job: JobSpec, node: int) -> dict[str, str]:
+def _node_environment(job: JobSpec, node: int, gpus: Sequence[str]) -> dict[str, str]:
     width = job.processes_per_node
-    devices = ",".join(str(node * width + i) for i in range(width)) if job.gpus else ""
+    devices = ",".join(gpus[node * width : (node + 1) * width])
     threads = max(1, (os.cpu_count() or 1) // (job.num_nodes * width))
     # glibc gives large blocks back at every free, and torch on a CPU then pays a page fault for each page of each
     # product again: keeping them saved five sixths of the faults and a tenth of a training step.
@@ -111,15 +132,30 @@ def _wait(job: JobSpec, agents: list[subprocess.Popen[bytes]]) -> dict[str, Any]
             grace_ends = time.monotonic() + GRACE_S
             while time.monotonic() < grace_ends and any(agent.poll() is None for agent in agents):
                 time.sleep(0.1)
-            code = codes[failed[0]]
-            how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
-            return {"state": JobState.FAILED.value, "reason": f"node {failed[0]}'s torchrun agent {how}"}
+            return _ended_badly({node: code for node, code in enumerate(codes) if code})
         if all(code == 0 for code in codes):
-            return {"state": JobState.SUCCEEDED.value, "reason": ""}
+            return _outcome(JobState.SUCCEEDED, "")
         if time.monotonic() > deadline:
             reason = f"ran longer than its limit of {job.time_limit_s:.0f} s; raise pool.time_limit_minutes"
-            return {"state": JobState.FAILED.value, "reason": reason}
+            return _outcome(JobState.FAILED, reason, FailureKind.USER)
         time.sleep(0.1)
+
+
+def _ended_badly(codes: dict[int, int]) -> dict[str, Any]:
+    """What the nodes' exit codes, without those that ended well or still ran, mean for the job."""
+    # A killed agent is an emulated node's death.
+    lost = [node for node, code in codes.items() if code < 0]
+    if lost:
+        reason = f"node {lost[0]} was lost: its torchrun agent was killed by {signal.Signals(-codes[lost[0]]).name}"
+        return _outcome(JobState.PREEMPTED, reason, FailureKind.LOST)
+    if set(codes.values()) == {LEFT_EXIT_CODE}:
+        return _outcome(JobState.PREEMPTED, "the ranks were told to leave, and left", FailureKind.LOST)
+    node, code = next((node, code) for node, code in codes.items() if code != LEFT_EXIT_CODE)
+    return _outcome(JobState.FAILED, f"node {node}'s torchrun agent ended with exit code {code}")
+
+
+def _outcome(state: JobState, reason: str, kind: FailureKind | None = None) -> dict[str, Any]:
+    return {"state": state.value, "reason": reason, "kind": kind and kind.value}
 
 
 def _end(agents: list[subprocess.Popen[bytes]]) -> None:

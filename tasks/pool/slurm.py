@@ -12,9 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tasks.contracts.files import read_json, write_json, write_text
-from tasks.contracts.job import JobError, JobHandle, JobSpec, JobState, LogLine, PoolError
-from tasks.contracts.pool_settings import SlurmSettings
-from tasks.pool.attempts import begin_attempt, follow, job_error, log_paths, newest_attempt, submitting
+from tasks.contracts.job import FailureKind, JobError, JobHandle, JobSpec, JobState, LogLine, PoolError
+from tasks.contracts.pool_settings import NetworkProfile, SlurmSettings
+from tasks.pool.attempts import (
+    CANCELLED,
+    begin_attempt,
+    follow,
+    job_error,
+    log_paths,
+    newest_attempt,
+    outcome_of,
+    read_spec,
+    state_left_behind,
+    submitting,
+)
 from tasks.pool.slurm_script import comment, sbatch_script
 
 COMMAND_LIMIT_S = 60
@@ -27,14 +38,16 @@ _QUEUED = {"PENDING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_FED", "RE
 _RUNNING = {"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING"}
 _LOST = {"PREEMPTED", "NODE_FAIL"}
 _CANCELLED = {"CANCELLED", "REVOKED"}
-_FAILED = {"FAILED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
+_LIMITS = {"TIMEOUT", "OUT_OF_MEMORY", "DEADLINE"}
+_FAILED = {"FAILED", "BOOT_FAIL"} | _LIMITS
 
 
 class SlurmPool:
     """Jobs on Slurm. Implements :class:`tasks.contracts.job.Pool`; the handle is the attempt's folder."""
 
-    def __init__(self, settings: SlurmSettings) -> None:
+    def __init__(self, settings: SlurmSettings, network: NetworkProfile = "auto") -> None:
         self._settings = settings
+        self._network = network
         self._completed: dict[JobHandle, float] = {}
 
     def submit(self, job: JobSpec) -> JobHandle:
@@ -55,7 +68,7 @@ class SlurmPool:
             # On disk before anything is submitted: whatever happens then, the job can be found by it.
             token = uuid.uuid4().hex[:12]
             write_text(attempt / "token", token)
-            write_text(script, sbatch_script(job, attempt, token, self._settings))
+            write_text(script, sbatch_script(job, attempt, token, self._settings, self._network))
             try:
                 number = _slurm("sbatch", "--parsable", str(script)).split(";")[0].strip()
             except PoolError as error:
@@ -66,7 +79,7 @@ class SlurmPool:
 
     def state(self, job: JobHandle) -> JobState:
         attempt = Path(job)
-        if (ended := _left_behind(attempt)) is JobState.SUCCEEDED:
+        if (ended := state_left_behind(attempt)) is JobState.SUCCEEDED:
             return ended
         try:
             number = self._number(attempt)
@@ -85,6 +98,9 @@ class SlurmPool:
             seen = self._completed.setdefault(job, time.monotonic())
             is_late = time.monotonic() - seen > STORAGE_LAG_S
             return ended or (JobState.FAILED if is_late else JobState.RUNNING)
+        if told in _FAILED and ended is JobState.PREEMPTED:
+            # Told to leave, and left: Slurm only sees an exit code.
+            return ended
         for states, state in (
             (_LOST, JobState.PREEMPTED),
             (_CANCELLED, JobState.CANCELLED),
@@ -122,6 +138,14 @@ class SlurmPool:
         state = self.state(job)
         if not state.is_final or state is JobState.SUCCEEDED:
             return None
+        if state is JobState.PREEMPTED:
+            return job_error(attempt, self._reason(attempt), FailureKind.LOST)
+        told = self._told(attempt)
+        if state is JobState.CANCELLED or told in _LIMITS:
+            return job_error(attempt, self._reason(attempt), FailureKind.USER)
+        if told is None and not outcome_of(attempt):
+            # Nobody's error: Slurm has forgotten a job that left nothing.
+            return job_error(attempt, self._reason(attempt), FailureKind.TRANSIENT)
         return job_error(attempt, self._reason(attempt))
 
     def cancel(self, job: JobHandle) -> None:
@@ -135,8 +159,8 @@ class SlurmPool:
                 raise PoolError(f"Slurm's job {number} is still {told} {CANCEL_LIMIT_S} s after scancel")
             _slurm("scancel", "--quiet", number)
             time.sleep(POLL_S)
-        if _left_behind(attempt) is None:
-            write_json(attempt / "exit.json", {"state": JobState.CANCELLED.value, "reason": "cancelled"})
+        if state_left_behind(attempt) is None:
+            write_json(attempt / "exit.json", CANCELLED)
 
     def _number(self, attempt: Path) -> str | None:
         """Slurm's number of the attempt; None if it was never submitted."""
@@ -146,7 +170,7 @@ class SlurmPool:
         if not (attempt / "job.sbatch").exists():
             return None
         # Whoever submitted it died before the number was written: the comment tells which job it is.
-        wanted = comment(JobSpec(**read_json(attempt / "spec.json")), attempt, (attempt / "token").read_text())
+        wanted = comment(read_spec(attempt), attempt, (attempt / "token").read_text())
         for line in _slurm("squeue", "--noheader", "--states=all", "--me", "--format=%i %k").splitlines():
             number, _, text = line.strip().partition(" ")
             if text == wanted:
@@ -154,10 +178,17 @@ class SlurmPool:
                 return number
         return None
 
+    def _told(self, attempt: Path) -> str | None:
+        """What Slurm calls its state; None where it knows no such job, or cannot be asked."""
+        try:
+            number = self._number(attempt)
+            return None if number is None else _state_of(number)
+        except PoolError:
+            return None
+
     def _reason(self, attempt: Path) -> str:
         """Why a job without an error of its own ended."""
-        exit_file = attempt / "exit.json"
-        if exit_file.exists() and (reason := read_json(exit_file).get("reason")):
+        if reason := outcome_of(attempt).get("reason"):
             return str(reason)
         try:
             number = self._number(attempt)
@@ -179,15 +210,6 @@ class SlurmPool:
             )
         except PoolError as error:
             return str(error)
-
-
-def _left_behind(attempt: Path) -> JobState | None:
-    """The end that the job itself wrote."""
-    path = attempt / "exit.json"
-    if not path.exists():
-        return None
-    state = JobState(read_json(path)["state"])
-    return JobState.FAILED if state is JobState.SUCCEEDED and not (attempt / "result.json").exists() else state
 
 
 def _state_of(number: str) -> str | None:

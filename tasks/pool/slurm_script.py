@@ -6,14 +6,18 @@ import shlex
 import sys
 from pathlib import Path
 
-from tasks.contracts.job import JobSpec
-from tasks.contracts.pool_settings import SlurmSettings
-from tasks.pool.attempts import FAILURES
+from tasks.contracts.attempt import BEGUN
+from tasks.contracts.job import LEFT_EXIT_CODE, JobSpec
+from tasks.contracts.pool_settings import NetworkProfile, SlurmSettings
 from tasks.pool.launch import Rendezvous, agent_command
+from tasks.pool.network import network_environment
+from tasks.pool.torchrun_files import FAILURES
 
 PORTS = 20_000, 10_000
 """First port of the rendezvous, and how many: which one follows from the job's number, so that jobs on a node differ."""
 MARK = "proving-ground"
+LAST_NODES_LIMIT_S = 60
+"""From the first node's end to that of the others, who may hang in a collective that will never come about."""
 
 
 def comment(job: JobSpec, attempt: Path, token: str) -> str:
@@ -21,7 +25,9 @@ def comment(job: JobSpec, attempt: Path, token: str) -> str:
     return f"{MARK}:{job.name}:{attempt.name}:{token}"
 
 
-def sbatch_script(job: JobSpec, attempt: Path, token: str, slurm: SlurmSettings) -> str:
+def sbatch_script(
+    job: JobSpec, attempt: Path, token: str, slurm: SlurmSettings, network: NetworkProfile = "auto"
+) -> str:
     """The whole script.
 
     Args:
@@ -33,7 +39,10 @@ def sbatch_script(job: JobSpec, attempt: Path, token: str, slurm: SlurmSettings)
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", job.name):
         raise ValueError(f"{job.name!r} is no name for a job: letters, digits, '.', '_' and '-' only")
-    return "\n".join(["#!/bin/bash", *_directives(job, attempt, token, slurm), "", *_body(job, attempt, slurm)]) + "\n"
+    return (
+        "\n".join(["#!/bin/bash", *_directives(job, attempt, token, slurm), "", *_body(job, attempt, slurm, network)])
+        + "\n"
+    )
 
 
 def _directives(job: JobSpec, attempt: Path, token: str, slurm: SlurmSettings) -> list[str]:
@@ -54,6 +63,8 @@ def _directives(job: JobSpec, attempt: Path, token: str, slurm: SlurmSettings) -
         "qos": slurm.qos,
         "constraint": slurm.constraint,
         "reservation": slurm.reservation,
+        # To the ranks, through srun, not to this script (which B: would mean).
+        "signal": slurm.leave_before_end_s and f"USR1@{slurm.leave_before_end_s}",
     }
     lines = [f"--{name}={_directive_value(value)}" for name, value in wanted.items() if value is not None]
     lines += ["--requeue" if slurm.requeue else "--no-requeue", *(["--exclusive"] if slurm.exclusive else [])]
@@ -67,13 +78,14 @@ def _directive_value(value: object) -> str:
     return f'"{text}"' if " " in text else text
 
 
-def _body(job: JobSpec, attempt: Path, slurm: SlurmSettings) -> list[str]:
+def _body(job: JobSpec, attempt: Path, slurm: SlurmSettings, network: NetworkProfile) -> list[str]:
     first_port, num_ports = PORTS
     folder = shlex.quote(str(attempt))
     threads = max(1, (slurm.cpus_per_node or 1) // job.processes_per_node)
     env = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(threads)}
     if not job.gpus:
         env["CUDA_VISIBLE_DEVICES"] = ""
+    env |= network_environment(network)
     # The shell fills these two in; everything else is quoted.
     rendezvous = Rendezvous("$address", "$port", f"{job.name}-{attempt.name}-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}")
     command = agent_command(
@@ -83,13 +95,20 @@ def _body(job: JobSpec, attempt: Path, slurm: SlurmSettings) -> list[str]:
         failures=str(attempt / FAILURES),
         python=slurm.python or sys.executable,
     )
-    srun = ["srun", "--kill-on-bad-exit=1", f"--output={attempt}/node-%n.log", "--open-mode=append"]
+    # A node that is done with its ranks waits for the others', who may still be saving or telling their own errors.
+    srun = [
+        "srun",
+        "--kill-on-bad-exit=0",
+        f"--wait={LAST_NODES_LIMIT_S}",
+        f"--output={attempt}/node-%n.log",
+        "--open-mode=append",
+    ]
     if slurm.container_image:
         mounts = ",".join(slurm.container_mounts)
         srun += [f"--container-image={slurm.container_image}", *([f"--container-mounts={mounts}"] if mounts else [])]
     return [
         "# A requeued job runs this again: what its former life left must not be taken for this one's.",
-        f"rm -f {folder}/exit.json {folder}/node-*.failures.json",
+        f"rm -f {folder}/exit.json {folder}/{BEGUN} {folder}/node-*.failures.json {folder}/node-*.host",
         f"date +%s > {folder}/started",
         "",
         *[f"export {name}={shlex.quote(value)}" for name, value in (env | dict(job.env) | slurm.env).items()],
@@ -102,8 +121,14 @@ def _body(job: JobSpec, attempt: Path, slurm: SlurmSettings) -> list[str]:
         " \\\n  ".join(_shell_word(word) for word in [*srun, *command]),
         "code=$?",
         "",
-        'state=$([ "$code" -eq 0 ] && echo succeeded || echo failed)',
-        f'printf \'{{"state": "%s", "exit_code": %d}}\\n\' "$state" "$code" > {folder}/.exit.json',
+        "reason=",
+        'case "$code" in',
+        "  0) state=succeeded ;;",
+        f'  {LEFT_EXIT_CODE}) state=preempted reason="the ranks were told to leave, and left" ;;',
+        "  *) state=failed ;;",
+        "esac",
+        """printf '{"state": "%s", "reason": "%s", "exit_code": %d}\\n' "$state" "$reason" "$code" \\""",
+        f"  > {folder}/.exit.json",
         f"mv {folder}/.exit.json {folder}/exit.json",
         'exit "$code"',
     ]

@@ -1,18 +1,28 @@
-"""Brings one job to its end on any backend: submit or adopt, follow, and either a result or the reason."""
+"""Brings one attempt at a job to its end on any backend: submit or adopt, follow, and either a result or the reason."""
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tasks.contracts.attempt import Progress, read_progress, read_result
-from tasks.contracts.job import JobError, JobFailed, JobHandle, JobSpec, JobState, LogLine, Pool, PoolError
+from tasks.contracts.job import (
+    FailureKind,
+    JobError,
+    JobFailed,
+    JobHandle,
+    JobSpec,
+    JobState,
+    LogLine,
+    Pool,
+    PoolError,
+)
+from tasks.pool.line_rate import LineRate
+from tasks.pool.patience import Patience
+from tasks.pool.summary import Summary
 
-EXPLAIN_S = 2
-"""Between two questions what a job waits for."""
 FULL_DISK_BYTES = 16 << 20
 """With less free than this a failed job is taken to have failed for it."""
 
@@ -44,8 +54,11 @@ class Watch:
     should_stop: Callable[[], bool] = lambda: False
 
 
-def supervise(pool: Pool, job: JobSpec, watch: Watch) -> dict[str, Any]:
-    """Run ``job`` to its end and return its result.
+def supervise(pool: Pool, job: JobSpec, watch: Watch, *, lost_a_node: bool = False) -> dict[str, Any]:
+    """Bring one attempt at ``job`` to its end and return its result.
+
+    Args:
+        lost_a_node: the attempt before this one did; with too few nodes left it may go on with fewer.
 
     Raises:
         JobFailed: with the first failing rank's own error.
@@ -60,34 +73,43 @@ def supervise(pool: Pool, job: JobSpec, watch: Watch) -> dict[str, Any]:
     state: JobState | None = None
     progress: Progress | None = None
     metrics = _MetricsReader(attempt / "metrics.jsonl")
-    queue = _Queue(pool, job, handle, watch)
+    patience = Patience(pool, job, handle, watch.on_waiting, lost_a_node=lost_a_node)
+    lines = LineRate(watch.on_line)
+    summary = Summary(job, attempt)
     try:
         for line in pool.logs(handle):
             if line is not None:
-                watch.on_line(line)
+                lines.take(line)
                 continue
+            lines.tick()
             if watch.should_stop():
                 raise Interrupted(f"job {job.name} stopped on request")
             if (now := pool.state(handle)) is not state:
                 state = now
+                summary.saw(state)
                 watch.on_state(state)
-            queue.look(state)
+            patience.check(state)
             if (reported := read_progress(attempt)) is not None and reported != progress:
                 progress = reported
                 watch.on_progress(progress)
             metrics.forward(watch)
     except BaseException as cause:
+        lines.finish()
         _end(pool, job, handle, cause)
+        summary.write(pool.state(handle), str(cause))
         raise
+    lines.finish()
     metrics.forward(watch)
     state = pool.state(handle)
     watch.on_state(state)
     if state is JobState.SUCCEEDED:
+        summary.write(state, None)
         return read_result(attempt)
     error = _with_full_disk(pool.error(handle) or JobError(f"ended in state {state.value}"), attempt)
     failed = JobFailed(job.name, state, error)
     # A rank may have outlived its agent: a failed job leaves no process behind.
     _end(pool, job, handle, failed)
+    summary.write(state, error.summary)
     raise failed
 
 
@@ -97,36 +119,6 @@ def _end(pool: Pool, job: JobSpec, handle: JobHandle, cause: BaseException) -> N
         pool.cancel(handle)
     except PoolError as error:
         raise PoolError(f"job {job.name} may still run ({handle}): {error}\nIt had to end for this: {cause}") from cause
-
-
-class _Queue:
-    """Tells what a job waits for, and when it has waited too long."""
-
-    def __init__(self, pool: Pool, job: JobSpec, handle: JobHandle, watch: Watch) -> None:
-        self._pool, self._job, self._handle, self._watch = pool, job, handle, watch
-        self._began = self._looked = time.monotonic()
-        self._reason: str | None = None
-
-    def look(self, state: JobState) -> None:
-        """Raise JobFailed if the job is still queued after its limit."""
-        now = time.monotonic()
-        if state is not JobState.QUEUED:
-            self._began = now
-            return
-        if now - self._looked >= EXPLAIN_S:
-            self._looked = now
-            reason = self._pool.explain(self._handle)
-            if reason and reason != self._reason:
-                self._reason = reason
-                self._watch.on_waiting(reason)
-        limit = self._job.queue_limit_s
-        if limit is not None and now - self._began > limit:
-            waited = (
-                f"still queued after {limit / 60:g} minutes ({self._pool.explain(self._handle) or 'no reason given'})"
-            )
-            raise JobFailed(
-                self._job.name, state, JobError(f"{waited}; raise pool.queue_limit_minutes or ask for less")
-            )  # fmt: skip
 
 
 def _with_full_disk(error: JobError, attempt: Path) -> JobError:
@@ -139,7 +131,7 @@ def _with_full_disk(error: JobError, attempt: Path) -> JobError:
     if free >= FULL_DISK_BYTES:
         return error
     cause = f"No space left on device: {free / 1e6:.1f} MB are free at {attempt}; free some and start the run again"
-    return replace(error, summary=f"{cause} ({error.summary})")
+    return replace(error, summary=f"{cause} ({error.summary})", kind=FailureKind.USER)
 
 
 class _MetricsReader:

@@ -5,42 +5,79 @@
 
 torchrun knows which rank failed first and with which exception, and only prints it. Written down, the orchestrator can
 show the rank's own error instead of the last line of somebody's log.
+
+A request to leave (SIGTERM at preemption, SIGUSR1 ahead of a time limit) goes on to the ranks, which save and leave;
+torchrun itself would forget SIGUSR1 and die, and at SIGTERM leave without a word of what its ranks did. Exit status: 0, 1
+failed, 75 left on request, to be gone on with.
 """
 
 import os
+import signal
+import socket
 import sys
 from pathlib import Path
+from typing import Any
 
+import psutil
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
 from tasks.contracts.files import write_json
+from tasks.contracts.job import LEFT_EXIT_CODE
+from tasks.pool.torchrun_files import HOST
+
+REQUESTS_TO_LEAVE = signal.SIGTERM, signal.SIGUSR1
+
+_requested: set[int] = set()
 
 
 def main(argv: list[str]) -> int:
     node = os.environ.get("NODE_RANK") or os.environ.get("SLURM_NODEID") or "0"
     failures_file, options = Path(argv[1].replace("{node}", node)), argv[2:]
+    # A pod has a name of its own and is told its node's.
+    write_json(
+        failures_file.with_name(HOST.format(node=node)),
+        {"host": os.environ.get("NODE_NAME") or socket.gethostname(), "pid": os.getpid()},
+    )
+    # torchrun takes over the signals named here (its option --signals-to-handle) and leaves the rest to us.
+    os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"
+    for number in REQUESTS_TO_LEAVE:
+        signal.signal(number, _pass_on)
     try:
         torchrun(options)
     except ChildFailedError as error:
-        failures = []
-        for rank, failure in error.failures.items():
-            data = failure.error_file_data.get("message", "")
-            extra = data.get("extraInfo", {}) if isinstance(data, dict) else {}
-            failures.append(
-                {
-                    "rank": rank,
-                    "exit_code": failure.exitcode,
-                    "message": failure.message,
-                    "traceback": extra.get("py_callstack", ""),
-                    "has_own_error": bool(extra),
-                    "time": failure.timestamp,
-                }
-            )
-        write_json(failures_file, failures)
+        write_json(failures_file, [_failure(rank, failure) for rank, failure in error.failures.items()])
+        codes = {failure.exitcode for failure in error.failures.values()}
+        on_request = {LEFT_EXIT_CODE, *(-number for number in _requested)}
+        if codes <= on_request:
+            print("the ranks left on request")
+            return LEFT_EXIT_CODE
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _pass_on(number: int, frame: Any) -> None:
+    ranks = psutil.Process().children()
+    if not ranks:
+        # Still waiting for the other nodes: there is nothing to save.
+        raise SystemExit(LEFT_EXIT_CODE)
+    _requested.add(number)
+    for rank in ranks:
+        rank.send_signal(number)
+
+
+def _failure(rank: int, failure: Any) -> dict[str, Any]:
+    data = failure.error_file_data.get("message", "")
+    extra = data.get("extraInfo", {}) if isinstance(data, dict) else {}
+    return {
+        "rank": rank,
+        "exit_code": failure.exitcode,
+        "message": failure.message,
+        "traceback": extra.get("py_callstack", ""),
+        "has_own_error": bool(extra),
+        "time": failure.timestamp,
+    }
 
 
 if __name__ == "__main__":

@@ -83,8 +83,11 @@ class Tracking:
             [experiment_id], f"attributes.run_name = '{name}' and tags.role = 'run'", max_results=1
         )
         if found:
-            self.client.update_run(found[0].info.run_id, status="RUNNING")
-            return str(found[0].info.run_id)
+            parent = str(found[0].info.run_id)
+            # Of a flow that was killed: whoever goes on with its jobs records them in children of its own.
+            self.end_open_children(parent, "KILLED")
+            self.client.update_run(parent, status="RUNNING")
+            return parent
         return str(
             self.client.create_run(experiment_id, run_name=name, tags={"role": "run", **tags}).info.run_id
         )  # fmt: skip

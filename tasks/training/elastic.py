@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,9 @@ ROW = "row"
 class Elastic(SFTTrainer):
     """A mixin before :class:`~trl.SFTTrainer` or a subclass of it.
 
+    Args:
+        lengths: tokens of each row, by its number.
+
     Attributes:
         is_preempted: training ended because a rank was told to go.
     """
@@ -54,9 +57,11 @@ class Elastic(SFTTrainer):
         watchdog: Watchdog,
         stop: StopRequest,
         say: Callable[[str], None],
+        lengths: Sequence[int],
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self._lengths = lengths
         self.ranks, self.watchdog, self.stop, self.say = ranks, watchdog, stop, say
         self.is_preempted = False
         self.writer: CheckpointWriter | None = None
@@ -112,6 +117,8 @@ class Elastic(SFTTrainer):
         parts = gathering.wait()
         size = self.args.per_device_train_batch_size
         rows = [row for at in range(1, len(parts[0]), size) for part in parts for row in part[at : at + size]]
+        # Padding is none of them; on a GPU a count of its own would have to be waited for.
+        self.state.num_input_tokens_seen += sum(self._lengths[row] for row in rows)
         self._recent[step] = rows
         self._recent.pop(step - NUM_STEPS_COMPARED, None)
         self._losses.end_step(step)

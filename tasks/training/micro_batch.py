@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from tasks.contracts.attempt import TryAgain
 from tasks.contracts.files import read_json, write_json
 
 FILE = "micro_batch.json"
@@ -40,7 +41,7 @@ def read_reduction(output: Path, per_device_batch_size: int) -> Reduction | None
     return reduction if reduction.tried == per_device_batch_size else None
 
 
-def reduce(output: Path, *, tried: int, why: str, already: Reduction | None) -> OutOfMemory:
+def reduce(output: Path, *, tried: int, why: str, already: Reduction | None) -> OutOfMemory | TryAgain:
     """Note the smaller size for the next attempt, and return the error that this one ends with."""
     advice = (
         "set training.gradient_checkpointing=true, lower dataset.max_length_tokens or training.per_device_batch_size, or "
@@ -53,7 +54,7 @@ def reduce(output: Path, *, tried: int, why: str, already: Reduction | None) -> 
     # The largest size below that splits the same global batch among the same ranks.
     use = max(size for size in range(1, tried) if tried % size == 0)
     write_json(output / FILE, asdict(Reduction(tried, use, why)))
-    return OutOfMemory(
+    return TryAgain(
         f"{why}. Started again, the run takes {use} at a time and accumulates {tried // use} times as often; the global "
         "batch stays"
     )

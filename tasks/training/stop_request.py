@@ -4,9 +4,6 @@ import os
 import signal
 from types import FrameType
 
-PREEMPTED = os.EX_TEMPFAIL
-"""Exit code of ranks that saved and left on request (75, sysexits.h: try again later): the job is to be started again."""
-
 
 class StopRequest:
     """Whether SIGTERM or SIGUSR1 has reached this rank."""

@@ -2,12 +2,14 @@
 
 import statistics
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tasks.contracts.attempt import Attempt, read_points
+from tasks.contracts.job import LEFT_EXIT_CODE
 from tasks.contracts.settings import ModelSettings, TrainingSettings
 from tasks.models.load import device
 from tasks.models.materialise import materialise, weights_digest
@@ -20,12 +22,13 @@ from tasks.training.ledger import Ledger, Start, prove
 from tasks.training.merge import merge_adapter
 from tasks.training.micro_batch import is_out_of_memory, read_reduction, reduce
 from tasks.training.order import training_order
+from tasks.training.packed_trainer import PackedTrainer
 from tasks.training.plan import TrainingPlan, plan_training
 from tasks.training.ranks import START_LIMIT_S, Ranks
 from tasks.training.reporter import LOSS, SPEED, Reporter, say
 from tasks.training.rows import load_rows, num_tokens
 from tasks.training.start import agree_on_checkpoint, binding_of, check_inputs, on_rank_0
-from tasks.training.stop_request import PREEMPTED, StopRequest
+from tasks.training.stop_request import StopRequest
 from tasks.training.watchdog import Watchdog
 
 SHARE_OF_FINAL_LOSS = 10
@@ -105,6 +108,7 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
         watchdog=watchdog,
         stop=stop,
         say=say,
+        lengths=lengths,
     )
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     if writer is not None and ledger is not None:
@@ -128,7 +132,7 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
     ranks.barrier("after the last checkpoint", START_LIMIT_S)
     ranks.leave()
     if trainer.is_preempted:
-        raise SystemExit(PREEMPTED)
+        raise SystemExit(LEFT_EXIT_CODE)
     if writer is None or ledger is None:
         return None
 
@@ -164,7 +168,8 @@ def _run(
 ) -> None:
     watchdog.start()
     try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with trainer.fast_kernels() if isinstance(trainer, PackedTrainer) else nullcontext():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

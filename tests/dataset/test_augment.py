@@ -5,9 +5,11 @@ import random
 import pytest
 
 from tasks.contracts.call_check import check_call
-from tasks.contracts.conversation import Call, Example, Message, calls_in
-from tasks.dataset.augment import mask_names
-from tests.dataset.reading import prepared, write_jsonl
+from tasks.contracts.conversation import Call, Example, Message, calls_in, example_to_record
+from tasks.contracts.settings import DatasetSettings
+from tasks.dataset.augment import OUTCOMES, Augmenter, mask_names
+from tasks.dataset.rendering.family import FAMILIES
+from tests.dataset.reading import BYTES, prepared, write_jsonl
 from tests.dataset.test_split import various_rows
 
 
@@ -144,6 +146,64 @@ def test_what_cannot_be_masked_throughout_is_left_as_it_is(parameters, system):
     messages = (Message("system", system), Message("user", "x"))
     example = Example("id", messages, (offered,), (Call("f", {"a": 1}),), "", "", "train")
     assert mask_names(example, random.Random(1)) == example
+
+
+def test_the_report_says_what_became_of_every_row_and_why_not(rows, plain, tmp_path):
+    wanted = {"mask_names": 1.0, "shuffle_tools": True, "num_distractor_tools": 3, "irrelevance": 1.0}
+    result = augmented(rows, tmp_path, **wanted)
+    counts = result.quality["augmentation"]
+    written = len(result.train)
+    twins = sum(example.id.endswith(".irrelevant") for example in result.train)
+    assert counts == {
+        "masked": written, "shuffled": written, "distractors_added": written, "irrelevance_added": twins
+    }  # fmt: skip
+    assert twins == len(plain.train)
+    report = (result.folder / "quality.md").read_text()
+    assert f"| `irrelevance_added` | {twins} |" in report
+    assert plain.quality["augmentation"] == {}
+    assert "augmentation" not in (plain.folder / "quality.md").read_text()
+
+
+def asked(*tools, system="Stay dry.", called=None):
+    messages = (Message("system", system), Message("user", "x"))
+    calls = (Call(called, {}),) if called else ()
+    return Example("id", messages, tools, calls, "" if called else "No.", "", "train")
+
+
+def test_every_reason_why_a_row_could_not_be_changed_is_counted(tmp_path):
+    f, g, h = tool("f"), tool("g"), tool("h")
+    odd = {**f, "parameters": f["parameters"] | {"minProperties": 0}}
+    wanted = {"mask_names": 1.0, "shuffle_tools": True, "irrelevance": 1.0}
+    BYTES.save(str(tmp_path / "tokenizer.json"))
+
+    def outcomes(example, *pool, num_distractor_tools=0, max_length_tokens=5000):
+        augmentation = wanted | {"num_distractor_tools": num_distractor_tools}
+        settings = DatasetSettings(
+            sources=["rows.jsonl"], augmentation=augmentation, max_length_tokens=max_length_tokens
+        )
+        augmenter = Augmenter(settings, FAMILIES["smollm2"], tmp_path / "tokenizer.json", pool)
+        result = augmenter([example_to_record(example)])
+        assert len(result.records) == len(result.tokens)
+        return dict(result.counts)
+
+    found = [
+        (asked(f, g, called="f"), {"masked": 2, "shuffled": 1, "not_shuffled": 1, "irrelevance_added": 1}),
+        (asked(), {"not_masked_no_tools": 1, "not_shuffled": 1, "irrelevance_no_call": 1}),
+        (asked(f, called="f"), {"masked": 1, "not_shuffled": 1, "irrelevance_no_other_tool": 1}),
+        (asked(f, g, system="Call f."), {"not_masked_told_by_name": 1, "shuffled": 1, "irrelevance_no_call": 1}),
+        (asked(odd, g), {"not_masked_schema": 1, "shuffled": 1, "irrelevance_no_call": 1}),
+    ]
+    for example, expected in found:
+        assert outcomes(example) == expected
+    with_two = {"masked": 2, "shuffled": 2, "irrelevance_added": 1, "distractors_added": 2}
+    assert outcomes(asked(f, called="f"), f, g, h, num_distractor_tools=2) == with_two
+    assert outcomes(asked(f, called="f"), f, g, h, num_distractor_tools=5) == with_two | {"fewer_distractors": 2}
+    assert outcomes(asked(f), f, num_distractor_tools=2)["no_distractors"] == 1
+    long_tool = tool("f" * 1000)
+    swapped = outcomes(asked(f, called="f"), long_tool, num_distractor_tools=1, max_length_tokens=500)
+    assert swapped == {"unchanged_too_long": 1, "irrelevance_too_long": 1}
+    said = {name for _, expected in found for name in expected} | with_two.keys() | swapped.keys()
+    assert said | {"fewer_distractors", "no_distractors"} == OUTCOMES.keys()
 
 
 def test_a_title_does_not_give_the_masked_name_away():

@@ -1,5 +1,6 @@
 """The fast encoder: the very ids of the tokenizers library, whatever the text; where it cannot promise that, it steps back."""
 
+import itertools
 import json
 import random
 
@@ -8,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from tasks.dataset.rendering.encode import Encoder
+from tasks.dataset.rendering.encode import Encoder, marked
 from tasks.dataset.rendering.segment import Segment
 
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+SMOLLM2 = "each digit, then GPT-2"
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|im_end|>\n", "<tool_call>"]
 CORPUS = [
     'The weather in Oslo is 12 degrees; {"name": "get_weather", "arguments": {"place": "Oslo", "days": 123456}}\n\n'
@@ -22,10 +24,13 @@ CORPUS = [
 
 
 def trained(pattern: str | None) -> Tokenizer:
-    """A small tokenizer that cuts words as GPT-2 does, or by another family's pattern."""
+    """A small tokenizer that cuts words as GPT-2 does, as SmolLM2, or by another family's pattern."""
     tokenizer = Tokenizer(models.BPE())
+    as_gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if pattern is None:
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.pre_tokenizer = as_gpt2
+    elif pattern == SMOLLM2:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), as_gpt2])
     else:
         split = pre_tokenizers.Split(Regex(pattern), "isolated")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -47,7 +52,7 @@ def encoder_of(tokenizer: Tokenizer, folder) -> Encoder:
     return Encoder(path)
 
 
-@pytest.fixture(scope="module", params=[None, LLAMA3, QWEN], ids=["gpt2", "llama3", "qwen"])
+@pytest.fixture(scope="module", params=[None, SMOLLM2, LLAMA3, QWEN], ids=["gpt2", "smollm2", "llama3", "qwen"])
 def both(request, tmp_path_factory):
     tokenizer = trained(request.param)
     encoder = encoder_of(tokenizer, tmp_path_factory.mktemp("tokenizer"))
@@ -82,7 +87,7 @@ PIECES += ["\u00a0", "\x1c", "\u2028", "日本", "<|im_", "|>", "a", " ", ".", "
 @settings(max_examples=300, deadline=None)
 def test_any_text_has_the_librarys_ids(both, text):
     tokenizer, encoder = both
-    assert encoder(text) == tokenizer.encode(text, add_special_tokens=False).ids
+    assert encoder(text).tolist() == tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def test_long_text_of_everything_has_the_librarys_ids(both):
@@ -90,7 +95,25 @@ def test_long_text_of_everything_has_the_librarys_ids(both):
     draw = random.Random(2)
     for _ in range(200):
         text = "".join(draw.choice(PIECES) for _ in range(300))
-        assert encoder(text) == tokenizer.encode(text, add_special_tokens=False).ids
+        assert encoder(text).tolist() == tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def test_every_short_run_of_signs_is_cut_as_the_library_cuts_it(both):
+    tokenizer, encoder = both
+    for signs in [*itertools.product(" \n\ta1'.A", repeat=5), *itertools.product(" a.é\u0301日\u2003\n", repeat=5)]:
+        text = "".join(signs)
+        assert encoder(text).tolist() == tokenizer.encode(text, add_special_tokens=False).ids, repr(text)
+
+
+def test_answers_are_told_from_the_rest_whatever_the_ids(both):
+    tokenizer, encoder = both
+    segments = [Segment("!word", False), Segment("! word", True), Segment("", True), Segment("word", False)]
+    ids, is_answer = marked(encoder.conversation(segments))
+    parts = [tokenizer.encode(segment.text, add_special_tokens=False).ids for segment in segments]
+    assert ids.tolist() == [id_ for part in parts for id_ in part]
+    assert is_answer.tolist() == [
+        segment.is_answer for segment, part in zip(segments, parts, strict=True) for _ in part
+    ]
 
 
 def test_a_file_that_cuts_or_pads_does_neither(tmp_path):
@@ -98,7 +121,7 @@ def test_a_file_that_cuts_or_pads_does_neither(tmp_path):
     expected = tokenizer.encode("word " * 100, add_special_tokens=False).ids
     tokenizer.enable_truncation(5)
     tokenizer.enable_padding(length=500)
-    assert encoder_of(tokenizer, tmp_path)("word " * 100) == expected
+    assert encoder_of(tokenizer, tmp_path)("word " * 100).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -115,7 +138,7 @@ def test_a_tokenizer_that_does_more_is_left_to_the_library(change, tmp_path):
             tokenizer.add_special_tokens([AddedToken("<end>", lstrip=True)])
         case "digits":
             tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-                [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+                [pre_tokenizers.Digits(individual_digits=False), pre_tokenizers.ByteLevel(add_prefix_space=False)]
             )
         case "no_bpe":
             tokenizer = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
@@ -131,13 +154,13 @@ def test_a_tokenizer_that_does_more_is_left_to_the_library(change, tmp_path):
     encoder = encoder_of(tokenizer, tmp_path)
     assert not encoder.is_fast
     for text in ("Word  a <end> 12", "".join(PIECES)):
-        assert encoder(text) == tokenizer.encode(text, add_special_tokens=False).ids
+        assert encoder(text).tolist() == tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def test_a_difference_is_noticed(tmp_path):
     encoder = encoder_of(trained(None), tmp_path)
     encoder.check([Segment("word word", False)])
-    encoder._ids["word"] = (0,)
+    encoder._ids["word"] = b"\0\0\0\0"
     with pytest.raises(RuntimeError, match="token ids differ from the tokenizer's own"):
         encoder.check([Segment("word, word", False)])
 
@@ -148,4 +171,4 @@ def test_the_real_tokenizer_is_fast_and_the_same(embedded_model):
     encoder = Encoder(embedded_model / "tokenizer.json")
     assert encoder.is_fast
     for text in [*CORPUS, "".join(PIECES), json.dumps({"a": [1.5, None, "é"]})]:
-        assert encoder(text) == tokenizer.encode(text, add_special_tokens=False).ids
+        assert encoder(text).tolist() == tokenizer.encode(text, add_special_tokens=False).ids

@@ -4,6 +4,7 @@ import ast
 import datetime
 import decimal
 import json
+import re
 import subprocess
 import sys
 import time
@@ -225,6 +226,16 @@ class TestInspect:
         assert "mean words" in done.stdout
         assert "mean tokens" not in done.stdout
         assert "<|im_start|>user" in done.stdout
+        assert re.search(r"assistant\n\[\[\[<tool_call>\n.*\n</tool_call><\|im_end\|>\]\]\]$", done.stdout)
+
+    def test_of_a_long_conversation_the_answer_is_shown_as_well_as_the_tools(self, tmp_path):
+        rows = various_rows(30)
+        for row in rows:
+            row["tools"][0]["function"]["description"] = "x" * 5000
+        done = self.run(write_jsonl(tmp_path / "rows.jsonl", rows))
+        assert "characters left out here" in done.stdout
+        assert '"type": "function"' in done.stdout
+        assert done.stdout.rstrip().endswith("</tool_call><|im_end|>]]]")
 
     @pytest.mark.integration
     def test_with_a_model_its_tokens_are_counted(self, embedded_model, tmp_path):
@@ -242,6 +253,7 @@ class TestInspect:
             ("empty.jsonl", "", 1, "holds no rows"),
             ("rows.csv", "query,answers\n", 1, "holds no rows"),
             ("rows.jsonl", "{}\n", 1, "look like none of"),
+            ("rows.jsonl", '{"messages": [\n' * 3, 1, "none of the first 3 rows can be read; the first: not_json"),
         ],
     )
     def test_what_is_no_dataset_is_named(self, tmp_path, name, content, status, said):

@@ -31,9 +31,9 @@ SMALL = {
 STAGES = {"prepare_dataset", "run_inference_baseline", "train_adapter", "run_inference_finetuned", "compare_models"}
 
 
-def start(storage: Path, stack: Addresses, run: str, **settings) -> subprocess.Popen:
+def start(storage: Path, stack: Addresses, run: str, *, deployment: str = "demo", **settings) -> subprocess.Popen:
     values = SMALL | {"storage.shared": storage} | {k.replace("__", "."): v for k, v in settings.items()}
-    command = [sys.executable, "-m", "flows.finetune", "demo", "--run", run]
+    command = [sys.executable, "-m", "flows.finetune", deployment, "--run", run]
     for name, value in values.items():
         command += ["--set", f"{name}={value}"]
     return subprocess.Popen(
@@ -75,6 +75,11 @@ async def flow_run_named(stack: Addresses, run: str) -> FlowRun:
     async with PrefectClient(api=stack.prefect_api) as client:
         flow_runs = await client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC)
         return next(f for f in flow_runs if f.parameters.get("run") == run)
+
+
+def prefect_state(stack: Addresses, run: str) -> str:
+    """The flow run's state at this moment."""
+    return asyncio.run(flow_run_named(stack, run)).state.name
 
 
 def prefect_states(stack: Addresses, run: str) -> tuple[str, dict[str, str]]:

@@ -1,22 +1,26 @@
 """What goes wrong on a cluster, done to a real run: killed processes, Ctrl-C, a full disk, rows that are none."""
 
 import asyncio
+import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from flows.local_stack import Addresses
+from flows.finetune import cancel_jobs, finetune
+from flows.local_stack import REPOSITORY, Addresses
 from tests.integration.finetune_process import (
     STAGES,
     finish,
     flow_run_named,
     mlflow_statuses,
+    prefect_state,
     prefect_states,
     start,
     wait_for_child,
@@ -50,7 +54,7 @@ def rank_of(storage: Path, run: str, stage: str, rank: str, limit_s: float = 180
 
 
 def test_a_killed_rank_is_failed_everywhere_with_its_own_error_and_the_run_resumes(first_run, storage, stack):
-    process = start(storage, stack, "killed")
+    process = start(storage, stack, "killed", pool__max_retries=0)
     wait_for_line(storage / "runs" / "killed" / "jobs" / "train_adapter", "step 3/6")
     rank_of(storage, "killed", "train_adapter", "1").kill()
     assert_failed_with_its_rank(process, storage, stack, "killed", "train_adapter", 1)
@@ -63,7 +67,8 @@ def test_a_killed_rank_is_failed_everywhere_with_its_own_error_and_the_run_resum
 def test_a_stage_that_fails_first_fails_the_run_and_the_others_say_that_they_were_stopped(first_run, storage, stack):
     run = "first-fails"
     # Three jobs that need nothing of each other: one has the machine, two wait for it.
-    process = start(storage, stack, run, inference__adapter="none", inference__max_new_tokens=47)
+    settings = {"inference__adapter": "none", "inference__max_new_tokens": 47, "pool__max_retries": 0}
+    process = start(storage, stack, run, **settings)
     rank = rank_of(storage, run, "", "1")
     stage = re.search(r"/jobs/(\w+)/", " ".join(rank.cmdline()))[1]
     rank.kill()
@@ -135,15 +140,49 @@ def test_a_run_told_to_end_or_left_by_its_terminal_stops_its_jobs(first_run, sto
     assert mlflow_statuses(stack, run)[0] == "KILLED"
 
 
-def test_the_jobs_of_a_dead_flow_are_ended_by_its_cancellation_hook(first_run, storage, stack):
-    from flows.finetune import cancel_jobs, finetune
-
-    process = start(storage, stack, "orphaned")
-    rank_of(storage, "orphaned", "train_adapter", "1")
+def test_a_dead_flows_job_lives_on_and_reconcile_ends_it_and_makes_both_statuses_true(first_run, storage, stack):
+    run = "orphaned"
+    process = start(storage, stack, run)
+    rank_of(storage, run, "train_adapter", "1")
     process.kill()
     finish(process)
     assert processes_under(storage), "the job must outlive its flow: a restarted flow adopts it"
-    flow_run = asyncio.run(flow_run_named(stack, "orphaned"))
+    assert prefect_state(stack, run) == "Running"
+    reconciled = subprocess.run(
+        [sys.executable, "-m", "flows.reconcile", "--storage", str(storage)],
+        cwd=REPOSITORY,
+        env=os.environ | stack.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert reconciled.returncode == 0, reconciled.stderr
+    # Nothing can start a run again that has no deployment.
+    assert f"{run}: cancel (left by process {process.pid}" in reconciled.stdout
+    assert not processes_under(storage)
+    assert prefect_state(stack, run) == "Crashed"
+    status, children = mlflow_statuses(stack, run)
+    assert (status, children["train_adapter"]) == ("KILLED", "KILLED")
+
+
+def test_a_run_is_driven_by_one_flow_at_a_time(first_run, storage, stack):
+    run = "driven"
+    process = start(storage, stack, run)
+    rank_of(storage, run, "train_adapter", "1")
+    code, output = finish(start(storage, stack, run))
+    assert code == 1, output
+    assert f"is driven by another process (process {process.pid} on" in output
+    process.send_signal(signal.SIGINT)
+    code, output = finish(process)
+    assert code == 130, output
+    assert mlflow_statuses(stack, run)[0] == "KILLED"
+
+
+def test_the_jobs_of_a_cancelled_flow_are_ended_by_its_hook(first_run, storage, stack):
+    process = start(storage, stack, "hooked")
+    rank_of(storage, "hooked", "train_adapter", "1")
+    process.kill()
+    finish(process)
+    flow_run = asyncio.run(flow_run_named(stack, "hooked"))
     cancel_jobs(finetune, flow_run, flow_run.state)
     assert not processes_under(storage)
 

@@ -1,27 +1,38 @@
 """What every pool must do, whatever its scheduler: tests that each pool's own file takes over by subclassing."""
 
+import contextlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from tasks.contracts.job import JobFailed, JobSpec, JobState, LogLine
+from tasks.pool.retry import Retries, run_to_end
 from tasks.pool.supervise import Interrupted, Watch, supervise
 from tests.conftest import REPOSITORY
 
 
 def job(tmp_path: Path, name: str = "toy", **arguments) -> JobSpec:
     """A small job of two nodes; what the spec knows goes there, the rest to the program."""
-    settings = {key: arguments.pop(key) for key in ("time_limit_s", "num_nodes", "queue_limit_s") if key in arguments}
+    of_the_job = (
+        "time_limit_s",
+        "num_nodes",
+        "queue_limit_s",
+        "start_limit_s",
+        "replacement_limit_s",
+        "fallback_num_nodes",
+    )
+    settings = {key: arguments.pop(key) for key in of_the_job if key in arguments}
     return JobSpec(
         name=name,
         module="tests.pool.toy_job",
         arguments=arguments,
         folder=str(tmp_path / "jobs" / name),
         env={"PYTHONPATH": str(REPOSITORY)},
-        **{"num_nodes": 2, "min_num_nodes": 2, "time_limit_s": 300} | settings,
+        **{"num_nodes": 2, "time_limit_s": 300} | settings,
     )
 
 
@@ -37,6 +48,40 @@ def wait_for(pool, handle, text: str, limit_s: float = 90) -> None:
         time.sleep(0.1)
     logs = {path.name: path.read_text()[-2000:] for path in Path(handle).glob("*.log")}
     pytest.fail(f"{text!r} never appeared; the job is {pool.state(handle)}: {pool.error(handle)}; logs: {logs}")
+
+
+@dataclass
+class Outcome:
+    """What became of a job that was run to its end in a thread."""
+
+    result: dict | None = None
+    error: JobFailed | None = None
+    whys: list[str] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def running_to_its_end(pool, spec: JobSpec, max_retries: int = 2):
+    """The job under the supervision that flows have, without the pauses; the outcome is whole after the block."""
+    outcome = Outcome()
+
+    def run() -> None:
+        try:
+            outcome.result = run_to_end(
+                pool,
+                spec,
+                Retries(max_retries),
+                attempt=lambda: contextlib.nullcontext(Watch()),
+                on_again=lambda failed, again: outcome.whys.append(again.why),
+                pause=lambda seconds: None,
+            )
+        except JobFailed as error:
+            outcome.error = error
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield outcome
+    thread.join(300)
+    assert not thread.is_alive()
 
 
 class AnyPool:

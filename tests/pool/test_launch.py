@@ -2,7 +2,9 @@
 
 import sys
 
-from tasks.contracts.job import JobSpec
+import pytest
+
+from tasks.contracts.job import FailureKind, JobSpec
 from tasks.pool.failures import first_failure
 from tasks.pool.launch import Rendezvous, agent_command
 
@@ -58,3 +60,23 @@ def test_a_killed_rank_comes_before_those_that_lost_it_and_those_torchrun_ended(
 
 def test_no_record_is_no_cause():
     assert first_failure({0: [], 1: []}) is None
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "message", "kind"),
+    [
+        (1, "ValueError: bad row 17", FailureKind.USER),
+        (1, "torch.OutOfMemoryError: CUDA out of memory", FailureKind.USER),
+        (1, "torch.distributed.DistBackendError: NCCL error in ProcessGroupNCCL.cpp", FailureKind.TRANSIENT),
+        (1, "RuntimeError: Connection reset by peer", FailureKind.TRANSIENT),
+        (1, "OSError: [Errno 116] Stale file handle", FailureKind.TRANSIENT),
+        (1, "TryAgain: rank 0 ran out of memory. Started again, the run takes 2 at a time", FailureKind.TRANSIENT),
+        (1, "HungRank: rank 1 stands still since 10:00:00", FailureKind.TRANSIENT),
+        (-9, "Signal 9 (SIGKILL) received by PID 7", FailureKind.TRANSIENT),
+        (-15, "Signal 15 (SIGTERM) received by PID 7", FailureKind.TRANSIENT),
+        (75, "Process failed with exitcode 75", FailureKind.LOST),
+        (3, "Process failed with exitcode 3", FailureKind.USER),
+    ],
+)
+def test_what_a_failure_calls_for(exit_code, message, kind):
+    assert first_failure({0: [failure(0, exit_code, message, 1)]}).kind is kind

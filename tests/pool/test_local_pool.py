@@ -1,16 +1,20 @@
 """The local pool with real torchrun agents: two emulated nodes of one process each."""
 
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tasks.contracts.files import read_json
 from tasks.contracts.job import JobFailed, JobSpec, JobState
 from tasks.pool.local import LocalPool
 from tasks.pool.supervise import Watch, supervise
-from tests.pool.any_pool import AnyPool, job, wait_for
+from tests.conftest import REPOSITORY
+from tests.pool.any_pool import AnyPool, attempts, job, running_to_its_end, wait_for
 from tests.processes import processes_under
 
 pytestmark = pytest.mark.integration
@@ -56,6 +60,61 @@ def test_a_killed_agent_leaves_no_rank_behind(pool, tmp_path):
         supervise(pool, job(tmp_path, hang=True), Watch())
 
 
+def agents(tmp_path: Path) -> list[psutil.Process]:
+    return [process for process in processes_under(tmp_path) if "tasks.pool.torchrun_agent" in process.cmdline()]
+
+
+def test_a_lost_node_goes_on_in_a_new_attempt_that_counts_for_nothing(pool, tmp_path):
+    handle = pool.submit(job(tmp_path, hang=2))
+    wait_for(pool, handle, "rank 1 sees the sum")
+    with running_to_its_end(pool, job(tmp_path, hang=2), max_retries=0) as outcome:
+        agents(tmp_path)[0].kill()
+    assert outcome.result["sum"] == 3
+    assert attempts(tmp_path) == ["001", "002"]
+    assert "was lost: its torchrun agent was killed by SIGKILL" in outcome.whys[0]
+    summary = read_json(Path(handle) / "summary.json")
+    assert (summary["state"], len(summary["hosts"])) == ("preempted", 2)
+
+
+def test_ranks_that_are_told_to_leave_save_and_go_on_in_a_new_attempt(pool, tmp_path):
+    spec = job(tmp_path, hang=2, leaves=True)
+    handle = pool.submit(spec)
+    wait_for(pool, handle, "rank 1 sees the sum")
+    with running_to_its_end(pool, spec, max_retries=0) as outcome:
+        for agent, number in zip(agents(tmp_path), (signal.SIGUSR1, signal.SIGTERM), strict=True):
+            agent.send_signal(number)
+    assert outcome.result["sum"] == 3
+    assert attempts(tmp_path) == ["001", "002"]
+    assert outcome.whys[0].startswith("the ranks were told to leave, and left")
+
+
+def test_a_killed_rank_is_tried_again_and_an_error_of_the_program_is_not(pool, tmp_path):
+    handle = pool.submit(job(tmp_path, hang=2))
+    wait_for(pool, handle, "rank 1 sees the sum")
+    rank = next(process for process in processes_under(tmp_path) if process.environ().get("RANK") == "1")
+    with running_to_its_end(pool, job(tmp_path, hang=2), max_retries=1) as outcome:
+        rank.kill()
+    assert outcome.result["sum"] == 3
+    with running_to_its_end(pool, job(tmp_path, name="wrong", fail_rank=1), max_retries=5) as outcome:
+        pass
+    assert "rank 1 has a bad value: 42" in outcome.error.error.summary
+    assert attempts(tmp_path, "wrong") == ["001"]
+
+
+def test_a_node_that_never_comes_is_named_when_the_start_takes_too_long(pool, tmp_path):
+    spec = job(tmp_path, start_limit_s=8)
+    handle = pool.submit(spec)
+    deadline = time.monotonic() + 30
+    while len(agents(tmp_path)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    late = next(agent for agent in agents(tmp_path) if agent.environ()["NODE_RANK"] == "1")
+    late.suspend()
+    with running_to_its_end(pool, spec, max_retries=0) as outcome:
+        pass
+    assert pool.state(handle) is JobState.CANCELLED
+    assert "of 2 nodes, node 1 never started its agent; raise pool.start_limit_minutes" in outcome.error.error.summary
+
+
 def test_cancel_is_complete_when_it_returns(pool, tmp_path):
     handle = pool.submit(job(tmp_path, hang=True))
     wait_for(pool, handle, "rank 0 sees the sum")
@@ -70,6 +129,20 @@ def test_another_process_adopts_the_running_job(pool, tmp_path):
     other = LocalPool(tmp_path / "pool")
     assert other.submit(job(tmp_path, hang=True)) == handle
     other.cancel(handle)
+
+
+def test_a_flow_killed_hard_leaves_a_job_that_another_adopts(pool, tmp_path):
+    script = (
+        "from pathlib import Path; from tests.pool.any_pool import *; from tasks.pool.local import LocalPool;"
+        f"supervise(LocalPool(Path({str(tmp_path / 'pool')!r})), job(Path({str(tmp_path)!r}), pause_s=6), Watch())"
+    )
+    flow = subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY)
+    attempt = tmp_path / "jobs" / "toy" / "001"
+    wait_for(pool, str(attempt), "rank 0 sees the sum")
+    flow.kill()
+    flow.wait()
+    assert supervise(pool, job(tmp_path, pause_s=6), Watch())["sum"] == 3
+    assert attempts(tmp_path) == ["001"]
 
 
 def test_jobs_take_turns_at_the_machine(pool, tmp_path):

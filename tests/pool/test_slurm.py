@@ -16,7 +16,7 @@ from tasks.contracts.pool_settings import SlurmSettings
 from tasks.pool.slurm import SlurmPool
 from tasks.pool.supervise import Watch, supervise
 from tests.conftest import REPOSITORY
-from tests.pool.any_pool import AnyPool, attempts, job, wait_for
+from tests.pool.any_pool import AnyPool, attempts, job, running_to_its_end, wait_for
 from tests.processes import processes_under
 
 CLUSTER = REPOSITORY / "infra" / "slurm" / "local-cluster.sh"
@@ -96,6 +96,32 @@ def test_a_lost_node_requeues_the_job_and_it_ends_well(pool, tmp_path):
         ["scontrol", "show", "job", number(handle)], capture_output=True, text=True, check=True
     ).stdout
     assert "Restarts=1" in told
+
+
+def test_without_another_node_in_time_it_goes_on_with_fewer(pool, tmp_path):
+    spec = job(tmp_path, hang=2, fallback_num_nodes=(1,), replacement_limit_s=3)
+    handle = pool.submit(spec)
+    wait_for(pool, handle, "rank 1 sees the sum")
+    try:
+        with running_to_its_end(pool, spec, max_retries=0) as outcome:
+            subprocess.run([CLUSTER, "kill", "1"], check=True)
+    finally:
+        subprocess.run([CLUSTER, "start", "1"], check=True, capture_output=True)
+    assert outcome.result["sum"] == 1
+    assert "going on with 1 of 2 nodes" in outcome.whys[-1]
+    assert attempts(tmp_path) == ["001", "002"]
+
+
+def test_ranks_that_slurm_tells_to_leave_go_on_in_a_new_attempt(pool, tmp_path):
+    spec = job(tmp_path, hang=2, leaves=True)
+    handle = pool.submit(spec)
+    wait_for(pool, handle, "rank 1 sees the sum")
+    with running_to_its_end(pool, spec, max_retries=0) as outcome:
+        # As Slurm does ahead of a time limit (--signal=USR1@120) and when it preempts.
+        subprocess.run(["scancel", "--signal=USR1", number(handle)], check=True)
+    assert outcome.result["sum"] == 3
+    assert outcome.whys[0].startswith("the ranks were told to leave, and left")
+    assert attempts(tmp_path) == ["001", "002"]
 
 
 def test_a_controller_that_restarts_loses_nothing(pool, tmp_path):

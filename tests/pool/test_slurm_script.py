@@ -42,19 +42,20 @@ FULL = SlurmSettings(
     container_image="/shared/images/train.sqsh",
     container_mounts=("/shared:/shared",),
     env={"NCCL_IB_HCA": "mlx5"},
+    leave_before_end_s=120,
 )
 SMALL = dataclasses.replace(JOB, gpus=False, processes_per_node=1, num_nodes=1, env={})
 
 
 @pytest.mark.parametrize(
-    ("name", "job", "settings"),
+    ("name", "job", "settings", "network"),
     [
-        ("full", JOB, FULL),
-        ("small", SMALL, SlurmSettings(python="/usr/bin/python3", requeue=False)),
+        ("full", JOB, FULL, "infiniband"),
+        ("small", SMALL, SlurmSettings(python="/usr/bin/python3", requeue=False), "auto"),
     ],
 )
-def test_the_whole_script(name, job, settings):
-    script = sbatch_script(job, ATTEMPT, "0f1e2d3c4b5a", settings)
+def test_the_whole_script(name, job, settings, network):
+    script = sbatch_script(job, ATTEMPT, "0f1e2d3c4b5a", settings, network)
     assert script == (GOLDEN / f"slurm-{name}.sbatch").read_text()
     assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
 

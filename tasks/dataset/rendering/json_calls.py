@@ -9,6 +9,8 @@ from tasks.contracts.prediction import Reading
 from tasks.dataset.rendering.strict_json import STRICT
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+# Made once: json.dumps makes an encoder at every call that is not all defaults.
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 JSON_WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 
 MAX_LENIENT_CHARACTERS = 20_000
@@ -27,7 +29,7 @@ def read_call(text: str, *, arguments_key: str) -> Call | str:
 
 def write_call(call: Call, *, arguments_key: str = "arguments") -> str:
     """A call as the JSON object that :func:`read_call` reads."""
-    return json.dumps({"name": call.name, arguments_key: call.arguments}, ensure_ascii=False)
+    return _encode({"name": call.name, arguments_key: call.arguments})
 
 
 def as_call(value: Any, *, arguments_key: str) -> Call | str:

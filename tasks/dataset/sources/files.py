@@ -5,10 +5,12 @@ A row that cannot be read is handed on with its reason. Nothing larger than a ro
 
 import codecs
 import csv
+import hashlib
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, Any
 
@@ -27,10 +29,22 @@ SHOWN = 120
 COLUMNS = {"conversations", "messages", "tools", "system", "chat", "query", "answers"}
 """Of all formats; others are not even read."""
 _JSON_COLUMNS = COLUMNS - {"system", "chat", "query"}
+BYTE_ORDER_MARK = codecs.BOM_UTF8.decode()
 _SCANNER = json.JSONDecoder()
 """Finds where a value ends; what is wrong with it is found by who reads it."""
 
-RawRow = bytes | Mapping[str, Any] | RowRejected
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A row that could not be read: the reason, and the row's text or, where there is none or too much of it, its place."""
+
+    reason: str
+    detail: str
+    row: str | None = None
+    place: Mapping[str, Any] | None = None
+
+
+RawRow = bytes | Mapping[str, Any] | Unread
 """A row as JSON text, as columns, or as the reason why it could not be read."""
 
 
@@ -92,7 +106,7 @@ def read_file(url: str) -> Iterator[RawRow]:
         elif _suffix(path) == ".csv":
             yield from _csv(file, url)
         elif _suffix(path) == ".jsonl":
-            yield from _lines(file)
+            yield from _lines(file, url)
         else:
             yield from _array(file, url)
     files.invalidate_cache()
@@ -102,12 +116,12 @@ def read_file(url: str) -> Iterator[RawRow]:
 
 def parse(raw: RawRow) -> Mapping[str, Any]:
     """The row's columns; raises RowRejected."""
-    if isinstance(raw, RowRejected):
-        raise raw
+    if isinstance(raw, Unread):
+        raise RowRejected(raw.reason, raw.detail)
     if isinstance(raw, Mapping):
         return raw
     try:
-        row = STRICT.decode(raw.decode("utf-8-sig"))
+        row = STRICT.decode(raw.removeprefix(codecs.BOM_UTF8).decode())
     except UnicodeDecodeError as error:
         raise RowRejected("not_utf8", f"{error.reason} at byte {error.start}: {raw[:SHOWN]!r}") from error
     except (ValueError, RecursionError) as error:
@@ -125,29 +139,35 @@ def _stamp(info: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(info.get(key) for key in ("size", "mtime", "ETag", "etag", "updated", "LastModified"))
 
 
-def _lines(file: IO[bytes]) -> Iterator[RawRow]:
+def _lines(file: IO[bytes], url: str) -> Iterator[RawRow]:
+    offset = 0
     while line := file.readline(MAX_ROW_BYTES + 1):
-        if len(line) > MAX_ROW_BYTES and not line.endswith(b"\n"):
-            size = len(line)
-            while rest := file.readline(MAX_ROW_BYTES):
+        size = len(line)
+        if size > MAX_ROW_BYTES and not line.endswith(b"\n"):
+            digest, rest = hashlib.sha256(line), line
+            while rest and not rest.endswith(b"\n"):
+                rest = file.readline(MAX_ROW_BYTES)
+                digest.update(rest)
                 size += len(rest)
-                if rest.endswith(b"\n"):
-                    break
-            yield _too_large(size, line)
+            yield _too_large(line, url, offset, size, digest.hexdigest())
         elif line.strip():
             yield line
+        offset += size
 
 
-def _too_large(size: int, beginning: bytes | str) -> RowRejected:
-    return RowRejected(
-        "row_too_large", f"{size / 1e6:.1f} MB, at most {MAX_ROW_BYTES / 1e6:.1f}: {beginning[:SHOWN]!r}"
-    )
+def _too_large(beginning: bytes, url: str, offset: int, size: int, sha256: str) -> Unread:
+    detail = f"{size / 1e6:.1f} MB, at most {MAX_ROW_BYTES / 1e6:.1f}: {beginning[:SHOWN]!r}"
+    place = {"file": url, "byte_offset": offset, "num_bytes": size, "sha256": sha256}
+    return Unread("row_too_large", detail, place=place)
 
 
 def _array(file: IO[bytes], url: str) -> Iterator[RawRow]:
     """The entries of a JSON list, of which at most one block and one row are in memory."""
     text = _Text(file, url)
     sign = text.skip_space()
+    if sign == BYTE_ORDER_MARK:
+        text.advance(1)
+        sign = text.skip_space()
     if sign == "{":
         # Rows one after the other, as many a .json file has them.
         while text.skip_space():
@@ -177,8 +197,9 @@ class _Text:
 
     def __init__(self, file: IO[bytes], url: str) -> None:
         self._file, self._url, self._is_complete = file, url, False
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")(errors="surrogateescape")
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
         self._position = 0
+        self._bytes_before = 0
         self.rest = ""
 
     def _more(self) -> bool:
@@ -191,6 +212,7 @@ class _Text:
             )
         block = self._file.read(max(BLOCK_BYTES, waiting))
         self._is_complete = not block
+        self._bytes_before += len(_encoded(self.rest[: self._position]))
         self.rest = self.rest[self._position :] + self._decoder.decode(block, final=not block)
         self._position = 0
         return not self._is_complete
@@ -224,11 +246,16 @@ class _Text:
                 raise DatasetNotFound(f"{self._url} is not JSON: {error}") from error
             if end == len(self.rest) and self._more():
                 continue
-            text = self.rest[self._position : end]
+            row, start = _encoded(self.rest[self._position : end]), self._position
             self._position = end
-            return (
-                text.encode("utf-8", "surrogateescape") if len(text) <= MAX_ROW_BYTES else _too_large(len(text), text)
-            )
+            if len(row) <= MAX_ROW_BYTES:
+                return row
+            offset = self._bytes_before + len(_encoded(self.rest[:start]))
+            return _too_large(row, self._url, offset, len(row), hashlib.sha256(row).hexdigest())
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _parquet(file: IO[bytes], url: str) -> Iterator[RawRow]:
@@ -238,19 +265,21 @@ def _parquet(file: IO[bytes], url: str) -> Iterator[RawRow]:
     try:
         parquet = pq.ParquetFile(file)
         known = [column for column in parquet.schema_arrow.names if column in COLUMNS]
+        first = 0
         for batch in parquet.iter_batches(batch_size=64, columns=known or None):
-            yield from (_arrow_row(batch, row) for row in range(len(batch)))
+            yield from (_arrow_row(batch, row, {"file": url, "row": first + row}) for row in range(len(batch)))
+            first += len(batch)
     except (pa.ArrowException, OSError) as error:
         raise DatasetNotFound(f"{url} is not Parquet, or damaged: {error}") from error
 
 
-def _arrow_row(batch: Any, row: int) -> RawRow:
+def _arrow_row(batch: Any, row: int, place: Mapping[str, Any]) -> RawRow:
     try:
         (columns,) = batch.slice(row, 1).to_pylist()
     except UnicodeDecodeError as error:
-        return RowRejected("not_utf8", str(error))
+        return Unread("not_utf8", str(error), place=place)
     except (ValueError, OverflowError) as error:
-        return RowRejected("not_json", f"{type(error).__name__}: {error}")
+        return Unread("not_json", f"{type(error).__name__}: {error}", place=place)
     return as_row(columns)
 
 
@@ -262,7 +291,7 @@ def as_row(columns: Mapping[str, Any]) -> RawRow:
     try:
         return {name: _plain(value, name) for name, value in columns.items()}
     except (ValueError, RecursionError) as error:
-        return RowRejected("not_json", str(error))
+        return Unread("not_json", str(error), json.dumps(columns, default=str))
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -282,12 +311,14 @@ def _csv(file: IO[bytes], url: str) -> Iterator[RawRow]:
     """
     csv.field_size_limit(MAX_ROW_BYTES)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    rows = csv.DictReader(text, strict=True)
+    taken: list[str] = []
+    rows = csv.DictReader(_remembered(text, taken), strict=True)
     names = rows.fieldnames or []
     if len(set(names)) != len(names):
         raise DatasetNotFound(f"{url}: a column stands twice in the header: {names}")
-    line = rows.line_num
     while True:
+        taken.clear()
+        begins = rows.line_num + 1
         try:
             row = next(rows)
         except StopIteration:
@@ -295,14 +326,34 @@ def _csv(file: IO[bytes], url: str) -> Iterator[RawRow]:
             text.detach()
             return
         except csv.Error as error:
-            yield RowRejected("not_csv", f"lines {line + 1} to {rows.line_num}: {error}")
-            line = rows.line_num
+            yield _not_csv(str(error), taken, url, begins)
             continue
-        begins, line = line + 1, rows.line_num
         if None in row or None in row.values():
-            yield RowRejected("not_csv", f"line {begins}: {len(row)} cells do not fit the header's columns")
+            num_cells = sum(cell is not None for name, cell in row.items() if name is not None) + len(row.get(None, ()))
+            yield _not_csv(f"{num_cells} cells, and the header has {len(names)}", taken, url, begins)
             continue
         yield {column: _cell(cell) if column in _JSON_COLUMNS else cell for column, cell in row.items()}
+
+
+def _remembered(lines: Iterable[str], taken: list[str]) -> Iterator[str]:
+    for line in lines:
+        taken.append(line)
+        yield line
+
+
+def _not_csv(problem: str, taken: list[str], url: str, begins: int) -> Unread:
+    ends = begins + len(taken) - 1
+    detail = f"line {begins}: {problem}"
+    if len(taken) > 1:
+        detail = (
+            f"lines {begins} to {ends} are one record, since a quoted cell goes on until its quote is closed: {problem}; "
+            f"close the quote in line {begins} if it was not meant to reach so far: none of these {len(taken)} lines is used"
+        )
+    text = "".join(taken)
+    if len(text) <= MAX_ROW_BYTES:
+        return Unread("not_csv", detail, text.rstrip("\r\n"))
+    sha256 = hashlib.sha256(_encoded(text)).hexdigest()
+    return Unread("not_csv", detail, place={"file": url, "first_line": begins, "last_line": ends, "sha256": sha256})
 
 
 def _cell(text: str) -> Any:

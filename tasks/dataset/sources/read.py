@@ -1,7 +1,7 @@
 """Raw rows of all sources of the settings, in chunks that one worker takes at a time."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,14 @@ from tasks.dataset.sources.files import (
     COLUMNS,
     DatasetNotFound,
     RawRow,
+    Unread,
     as_row,
     find_files,
     is_file_name,
     parse,
     read_file,
 )
-from tasks.dataset.sources.formats import detect_format
+from tasks.dataset.sources.formats import UnknownFormat, detect_format
 from tasks.dataset.sources.rows import RowRejected
 
 CHUNK_ROWS = 512
@@ -62,17 +63,25 @@ def read_chunks(settings: DatasetSettings) -> Iterator[Chunk]:
             first = list(itertools.islice(rows, NUM_ROWS_TO_DETECT))
             rows = itertools.chain(first, rows)
             # A source without any row has no format; there is nothing to read with it either.
-            format_ = detect_format([_columns(row) for _, row in first], source.name) if first else "hermes"
+            format_ = _format_of(first, source.name) if first else "hermes"
             print(f"source {source.name}: rows in the format {format_}")
         for chunk in _chunks(rows):
             yield Chunk(index, format_, chunk)
 
 
-def _columns(row: RawRow) -> Mapping[str, Any] | None:
-    try:
-        return parse(row)
-    except RowRejected:
-        return None
+def _format_of(rows: Sequence[tuple[str, RawRow]], name: str) -> str:
+    columns: list[Mapping[str, Any]] = []
+    problem: RowRejected | None = None
+    for _, row in rows:
+        try:
+            columns.append(parse(row))
+        except RowRejected as error:
+            problem = problem or error
+    if problem and not columns:
+        raise UnknownFormat(
+            f"{name}: none of the first {len(rows)} rows can be read; the first: {problem}; is it UTF-8, and what its name says?"
+        ) from problem
+    return detect_format(columns, name)
 
 
 def _chunks(rows: Iterable[tuple[str, RawRow]]) -> Iterator[list[tuple[str, RawRow]]]:
@@ -80,12 +89,27 @@ def _chunks(rows: Iterable[tuple[str, RawRow]]) -> Iterator[list[tuple[str, RawR
     size = 0
     for row_id, row in rows:
         chunk.append((row_id, row))
-        size += len(row) if isinstance(row, bytes) else 0
+        size += _size(row)
         if len(chunk) == CHUNK_ROWS or size > CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0
     if chunk:
         yield chunk
+
+
+def _size(row: RawRow) -> int:
+    """Bytes or characters of text in a row."""
+    size = 0
+    parts: list[Any] = [row.row if isinstance(row, Unread) else row]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, str | bytes):
+            size += len(part)
+        elif isinstance(part, Mapping):
+            parts += part.values()
+        elif isinstance(part, list):
+            parts += part
+    return size
 
 
 def _rows(

@@ -1,0 +1,125 @@
+"""Who drives a run: a file that its flow keeps renewing, so that a dead flow is told from a slow one.
+
+Prefect shows a run whose process was killed as running, for ever. A lease is on the shared folder, like everything by which
+a run is taken over: it tells the other processes, on other machines too, whether somebody is at work.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tasks.contracts.files import read_json, write_json
+
+RENEW_S = 10.0
+STALE_AFTER_S = 120.0
+"""Longer than shared storage lags (attribute caches keep up to 60 s) and a busy process misses its turn."""
+
+
+class DrivenElsewhere(ValueError):
+    """Another living process drives the run."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The newest word of a run's driver.
+
+    Attributes:
+        age_s: since it was renewed, by the clock of the storage.
+    """
+
+    flow_run_id: str
+    host: str
+    pid: int
+    create_time: float
+    age_s: float
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether somebody is at work; on this machine the process itself is looked at, elsewhere the clock."""
+        if self.host == socket.gethostname():
+            try:
+                process = psutil.Process(self.pid)
+                return process.create_time() == self.create_time and process.status() != psutil.STATUS_ZOMBIE
+            except psutil.NoSuchProcess:
+                return False
+        return self.age_s < STALE_AFTER_S
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, heard of {self.age_s:.0f} s ago"
+
+
+def read_lease(path: Path) -> Lease | None:
+    """The lease in a file, or None if the run was given back."""
+    try:
+        values: dict[str, Any] = read_json(path)
+        written = path.stat().st_mtime
+    except FileNotFoundError:
+        return None
+    return Lease(**values, age_s=_storage_now(path.parent) - written)
+
+
+@contextmanager
+def lease(path: Path, flow_run_id: str) -> Iterator[None]:
+    """Drive a run while the block lasts.
+
+    Raises:
+        DrivenElsewhere: somebody else does.
+    """
+    mine = {
+        "flow_run_id": flow_run_id,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "create_time": psutil.Process().create_time(),
+    }
+    _wait_for_the_other(path, mine)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, mine)
+    done = threading.Event()
+    thread = threading.Thread(target=_renew, args=(path, mine, done), name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        path.unlink(missing_ok=True)
+
+
+def _wait_for_the_other(path: Path, mine: dict[str, Any]) -> None:
+    """Until the lease of a process that may be dead, on another machine, has run out."""
+    first = read_lease(path)
+    other = first
+    while other is not None and other.is_alive and (other.host, other.pid) != (mine["host"], mine["pid"]):
+        if other.host == mine["host"] or (first is not None and other.age_s < first.age_s):
+            raise DrivenElsewhere(
+                f"{path.parent} is driven by another process ({other}); wait for it, end it, or start under another --run"
+            )
+        time.sleep(1)
+        other = read_lease(path)
+
+
+def _renew(path: Path, mine: dict[str, Any], done: threading.Event) -> None:
+    while not done.wait(RENEW_S):
+        # A full or absent disk stops the work itself, which says so; the lease only grows old.
+        with suppress(OSError):
+            write_json(path, mine)
+
+
+def _storage_now(folder: Path) -> float:
+    """The time by the clock that stamps the storage's files, which need not be this machine's."""
+    probe = folder / f".clock.{socket.gethostname()}.{os.getpid()}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    except OSError:
+        return time.time()
+    finally:
+        probe.unlink(missing_ok=True)

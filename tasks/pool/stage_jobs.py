@@ -1,0 +1,104 @@
+"""The job of each stage: a pure function of the settings and of where the run's files lie."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks.contracts.job import JobSpec
+from tasks.contracts.run_folder import RunFolder
+from tasks.contracts.settings import Experiment
+
+OUR_PACKAGE = str(Path(__file__).resolve().parents[2])
+
+
+def dataset_job(experiment: Experiment, folder: RunFolder, *, output: str) -> JobSpec:
+    """Rows to tokens, in processes of its own on one node's processors."""
+    arguments = {
+        "model": experiment.model.model_dump(mode="json"),
+        "dataset": experiment.dataset.model_dump(mode="json"),
+        "storage": experiment.storage.shared,
+        "output": output,
+    }
+    return _job(experiment, folder, "prepare_dataset", "tasks.dataset", arguments, is_wide=False)
+
+
+def inference_job(
+    experiment: Experiment, folder: RunFolder, which: str, *, dataset: str, adapter: str | None, output: str
+) -> JobSpec:
+    """Every test request put to one model by all ranks of the pool."""
+    arguments = {
+        "model": experiment.model.model_dump(mode="json"),
+        "inference": experiment.inference.model_dump(mode="json"),
+        "storage": experiment.storage.shared,
+        "dataset": dataset,
+        "adapter": adapter,
+        "output": output,
+    }
+    stage = f"run_inference_{which}"
+    return _job(experiment, folder, stage, "tasks.inference", arguments, fallbacks=_fewer_nodes(experiment))
+
+
+def training_job(experiment: Experiment, folder: RunFolder, *, dataset: str) -> JobSpec:
+    """LoRA training by all ranks of the pool; with fewer nodes only where they divide the global batch."""
+    arguments = {
+        "model": experiment.model.model_dump(mode="json"),
+        "training": experiment.training.model_dump(mode="json"),
+        "storage": experiment.storage.shared,
+        "dataset": dataset,
+        "output": str(folder.training),
+    }
+    width, batch = experiment.pool.processes_per_node, experiment.training.global_batch_size
+    share = experiment.training.per_device_batch_size
+    fallbacks = tuple(
+        nodes
+        for nodes in _fewer_nodes(experiment)
+        if batch % (nodes * width) == 0 and batch // (nodes * width) % share == 0
+    )
+    return _job(experiment, folder, "train_adapter", "tasks.training", arguments, fallbacks=fallbacks)
+
+
+def _fewer_nodes(experiment: Experiment) -> tuple[int, ...]:
+    """The numbers of nodes with which a job may go on when one is lost, most first."""
+    pool = experiment.pool
+    return () if pool.min_num_nodes is None else tuple(range(pool.num_nodes - 1, pool.min_num_nodes - 1, -1))
+
+
+def _job(
+    experiment: Experiment,
+    folder: RunFolder,
+    stage: str,
+    module: str,
+    arguments: Mapping[str, Any],
+    *,
+    is_wide: bool = True,
+    fallbacks: tuple[int, ...] = (),
+) -> JobSpec:
+    """The job of a stage: over the whole pool, or one CPU process where ``is_wide`` is off."""
+    pool, storage = experiment.pool, experiment.storage
+    env = {
+        # Ranks run wherever the pool starts them; our code is where this file is.
+        "PYTHONPATH": os.pathsep.join(filter(None, [OUR_PACKAGE, os.environ.get("PYTHONPATH", "")])),
+    }
+    if storage.scratch:
+        env["TMPDIR"] = storage.scratch
+    return JobSpec(
+        name=f"{folder.run}-{stage}".replace("_", "-").lower(),
+        module=module,
+        arguments=dict(arguments),
+        folder=str(folder.job(stage)),
+        log_folder=folder.job_logs(stage),
+        num_nodes=pool.num_nodes if is_wide else 1,
+        fallback_num_nodes=fallbacks,
+        processes_per_node=pool.processes_per_node if is_wide else 1,
+        gpus=pool.gpus and is_wide,
+        env=env,
+        time_limit_s=pool.time_limit_minutes * 60,
+        queue_limit_s=_seconds(pool.queue_limit_minutes),
+        start_limit_s=_seconds(pool.start_limit_minutes),
+        replacement_limit_s=pool.replacement_limit_minutes * 60,
+    )
+
+
+def _seconds(minutes: float | None) -> float | None:
+    return None if minutes is None else minutes * 60

@@ -1,0 +1,69 @@
+"""Cross-entropy behind a language-model head that is not trained: two products instead of three, in little memory.
+
+A frozen head needs no gradient of its own, so that the gradient of its input can be computed together with the loss, a few
+thousand tokens at a time: no logits stay, and none are computed again in the backward pass.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+
+TOKENS_AT_A_TIME = 2048
+
+
+class FrozenHeadLoss(torch.autograd.Function):
+    """Sum of cross-entropies in nats. Use :func:`frozen_head_loss`."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        gradient = torch.empty_like(hidden)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for start in range(0, hidden.shape[0], TOKENS_AT_A_TIME):
+            part = slice(start, start + TOKENS_AT_A_TIME)
+            loss, of_logits = _loss_and_gradient(linear(hidden[part], weight), targets[part])
+            total = total + loss
+            gradient[part] = of_logits @ weight
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * gradients[0].to(gradient.dtype), None, None
+
+
+def frozen_head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Sum over tokens of the cross-entropy of ``hidden @ weight.T`` with the targets, in nats, as float32.
+
+    Args:
+        hidden: (tokens, width), in the precision of the products.
+        weight: (vocabulary, width), in the same; gets no gradient.
+        targets: (tokens,), each an index into the vocabulary.
+    """
+    total: torch.Tensor = FrozenHeadLoss.apply(hidden, weight, targets)
+    return total
+
+
+def _of_chunk(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The summed loss, and its gradient to the logits in their precision."""
+    exact = logits.float()
+    log_sum = torch.logsumexp(exact, dim=-1)
+    loss = (log_sum - exact.gather(1, targets[:, None])[:, 0]).sum()
+    is_target = torch.arange(exact.shape[1], device=exact.device)[None] == targets[:, None]
+    return loss, (torch.exp(exact - log_sum[:, None]) - is_target.float()).to(logits.dtype)
+
+
+@cache
+def _compiled() -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    # Not at import: the compiler takes seconds to load.
+    compiled: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    compiled = torch.compile(_of_chunk, dynamic=True)
+    return compiled
+
+
+def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    # Several passes over the logits become two on a GPU; on a CPU there is nothing to win, and a compiler to need.
+    return (_compiled() if logits.is_cuda else _of_chunk)(logits, targets)

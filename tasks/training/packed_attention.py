@@ -1,0 +1,75 @@
+"""Attention over conversations laid end to end, each seeing itself alone, without a package of its own.
+
+Torch's variable-length attention takes the boundaries that TRL's padding-free collator computes, and is registered with
+transformers under :data:`PACKED`. Where all conversations of a batch are equally long they are a plain batch, for which
+cuDNN's fused attention takes two thirds of the time (H200, 16,384 tokens, 4,096 each: 4.0 ms instead of 6.6 ms forward and
+backward in a layer).
+"""
+
+from typing import Any
+
+import torch
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+
+PACKED = "proving_ground_packed"
+
+
+def register() -> None:
+    """Make :data:`PACKED` known to transformers as an attention implementation that needs no mask."""
+    AttentionInterface.register(PACKED, packed_attention)
+    AttentionMaskInterface.register(PACKED, lambda *args, **kwargs: None)
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each conversation.
+
+    Args:
+        query: (1, query heads, T, head size); key and value with as many heads or fewer.
+        cu_seq_lens_q: (N + 1,), where each of the N conversations begins, and T; int32.
+        max_length_q: the longest conversation's length.
+
+    Returns:
+        (1, T, query heads, head size).
+
+    Raises:
+        ValueError: the boundaries are missing, or dropout or a sliding window is asked for, which would be left out.
+    """
+    if cu_seq_lens_q is None or max_length_q is None:
+        raise ValueError("packed attention needs the conversations' boundaries (cu_seq_lens_q, max_length_q)")
+    window = kwargs.get("sliding_window")
+    if dropout or (window is not None and window < max_length_q):
+        raise ValueError(f"packed attention has neither dropout ({dropout}) nor a sliding window ({window})")
+    num_tokens, num_conversations = query.shape[2], cu_seq_lens_q.shape[0] - 1
+    if num_conversations * max_length_q == num_tokens:
+        q, k, v = (_as_batch(part, num_conversations, max_length_q) for part in (query, key, value))
+        output = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+        return output.transpose(1, 2).reshape(1, num_tokens, query.shape[1], -1), None
+    # Torch 2.11's takes as many key heads as query heads.
+    groups = query.shape[1] // key.shape[1]
+    tokens = [
+        part[0].transpose(0, 1)
+        for part in (query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1))
+    ]
+    output = varlen_attn(
+        *tokens, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, window_size=(-1, 0)
+    )
+    return output.unsqueeze(0), None
+
+
+def _as_batch(part: torch.Tensor, num: int, length: int) -> torch.Tensor:
+    """(1, heads, num * length, size) to (num, heads, length, size)."""
+    return part[0].unflatten(1, (num, length)).transpose(0, 1)

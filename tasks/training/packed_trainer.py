@@ -1,0 +1,91 @@
+"""On a GPU, TRL's trainer over conversations laid end to end: no padding, no logits kept, no waiting for the GPU.
+
+What TRL adds to every micro-batch (entropy, accuracy, token counts over all ranks) reads numbers off the GPU, which has then
+nothing queued for a while; here the tokens are counted on the CPU, where their lengths are known.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from peft.helpers import disable_input_dtype_casting
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from trl import SFTTrainer
+
+from tasks.dataset.prepare import IGNORED
+from tasks.training.frozen_head import frozen_head_loss
+
+POSITIONS, TARGETS = "answer_positions", "answer_targets"
+ATTENTION_KERNELS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+"""The fastest first, as measured on Hopper."""
+
+
+class PackedTrainer(SFTTrainer):
+    """:class:`~trl.SFTTrainer` with ``padding_free=True`` on a model whose attention is packed (``packed_attention.py``).
+
+    The loss is that of :class:`~trl.SFTTrainer`: cross-entropy of the answers, over the answer tokens of the global batch;
+    a test holds loss and gradient to it.
+    """
+
+    data_collator: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        base = self.model.get_base_model()
+        self._head_weight: torch.Tensor = base.get_output_embeddings().weight
+        # The model then returns what would go into the head.
+        base.set_output_embeddings(torch.nn.Identity())
+        for layer in base.get_decoder().layers:
+            layer.compile()
+        self.data_collator = _WithAnswers(self.data_collator)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Mapping[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        """Cross-entropy in nats, summed over this rank's answers and divided as :class:`~transformers.Trainer` asks."""
+        if return_outputs:
+            raise NotImplementedError("this trainer evaluates nothing: predictions are a stage of their own")
+        context = {
+            name: value for name, value in inputs.items() if name not in ("labels", "seq_idx", POSITIONS, TARGETS)
+        }
+        hidden = model(**context, use_cache=False, logits_to_keep=inputs[POSITIONS]).logits[0]
+        total = frozen_head_loss(hidden.to(self._head_weight.dtype), self._head_weight, inputs[TARGETS])
+        if num_items_in_batch is None:
+            return total / max(1, inputs[TARGETS].shape[0])
+        # The divisor counts the answer tokens of all ranks, whose gradients are then averaged.
+        return total * self.accelerator.num_processes / torch.as_tensor(num_items_in_batch).clamp(min=1)
+
+    @contextmanager
+    def fast_kernels(self) -> Iterator[None]:
+        """Around training: the fastest attention there is, and no adapter input cast to float32 and back.
+
+        PEFT casts every input to the precision of the adapter's weights, which autocast undoes.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(sdpa_kernel(ATTENTION_KERNELS, set_priority=True))
+            stack.enter_context(disable_input_dtype_casting(self.model))
+            yield
+
+
+class _WithAnswers:
+    """A collator that also says where the answers are, while that is still known on the CPU."""
+
+    def __init__(self, collate: Any) -> None:
+        self._collate = collate
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = self._collate(examples)
+        # Position t predicts the token at t + 1.
+        following = batch["labels"][0, 1:]
+        positions = (following != IGNORED).nonzero().squeeze(1)
+        return {**batch, POSITIONS: positions, TARGETS: following[positions]}

@@ -1,0 +1,61 @@
+"""Conversations laid end to end must see themselves alone, and train to the loss of padded ones."""
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from tasks.training.packed_attention import packed_attention
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def apart(query, key, value, lengths):
+    """Each conversation by itself, with torch's plain attention."""
+    parts = [part.split(lengths, dim=2) for part in (query, key, value)]
+    outputs = [
+        scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True) for q, k, v in zip(*parts, strict=True)
+    ]
+    return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+def packed(query, key, value, lengths):
+    bounds = torch.tensor([0, *lengths], device=query.device).cumsum(0).to(torch.int32)
+    return packed_attention(
+        torch.nn.Module(), query, key, value, None, cu_seq_lens_q=bounds, max_length_q=max(lengths), scaling=None
+    )[0]
+
+
+def heads(lengths, device, dtype):
+    torch.manual_seed(0)
+    return [torch.randn(1, num, sum(lengths), 64, device=device, dtype=dtype, requires_grad=True) for num in (4, 2, 2)]
+
+
+def test_equally_long_conversations_see_themselves_alone():
+    parts = heads([6, 6, 6], "cpu", torch.float32)
+    torch.testing.assert_close(packed(*parts, [6, 6, 6]), apart(*parts, [6, 6, 6]))
+
+
+@needs_gpu
+@pytest.mark.parametrize("lengths", [[17, 128, 1, 60], [64, 64], [200]])
+def test_conversations_see_themselves_alone_and_so_do_their_gradients(lengths):
+    ours, theirs = heads(lengths, "cuda", torch.bfloat16), heads(lengths, "cuda", torch.bfloat16)
+    outputs = packed(*ours, lengths), apart(*theirs, lengths)
+    torch.testing.assert_close(*outputs, atol=2e-2, rtol=2e-2)
+    for output in outputs:
+        (output.float() * torch.arange(output.shape[1], device="cuda")[None, :, None, None]).sum().backward()
+    for mine, its in zip(ours, theirs, strict=True):
+        error = (mine.grad - its.grad).float().norm() / its.grad.float().norm()
+        assert error < 2e-2
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "boundaries"),
+        ({"cu_seq_lens_q": torch.tensor([0, 4]), "max_length_q": 4, "dropout": 0.1}, "dropout"),
+        ({"cu_seq_lens_q": torch.tensor([0, 4]), "max_length_q": 4, "sliding_window": 2}, "sliding window"),
+    ],
+)
+def test_what_it_would_leave_out_is_refused(settings, said):
+    with pytest.raises(ValueError, match=said):
+        packed_attention(torch.nn.Module(), *heads([4], "cpu", torch.float32), None, **settings)

@@ -1,0 +1,75 @@
+"""On a GPU: packed training must have the losses of TRL's own trainer on the same batches."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from trl import SFTConfig, SFTTrainer
+
+from tasks.contracts.settings import LoraSettings
+from tasks.models.load import load_tokenizer
+from tasks.training.adapter import lora_config
+from tasks.training.packed_attention import PACKED, register
+from tasks.training.packed_trainer import PackedTrainer
+from tasks.training.rows import load_rows
+from tests.training.toy import SETTINGS, make_model, make_rows
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def trainer(kind, folder, rows, tmp_path, **settings):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).cuda()
+    if kind is PackedTrainer:
+        register()
+        model.set_attn_implementation(PACKED)
+    config = SFTConfig(
+        output_dir=str(tmp_path / "out"),
+        per_device_train_batch_size=4,
+        max_steps=1,
+        bf16=True,
+        gradient_checkpointing=False,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        report_to="none",
+        **settings,
+    )
+    return kind(
+        model=model,
+        args=config,
+        train_dataset=rows,
+        processing_class=load_tokenizer(folder),
+        peft_config=lora_config(LoraSettings(rank=4, alpha=8), model),
+    )
+
+
+def test_loss_and_gradients_are_trls(tmp_path):
+    from tasks.contracts.settings import TrainingSettings
+
+    folder = make_model(tmp_path / "model")
+    rows = load_rows(make_rows(tmp_path / "rows"), TrainingSettings(**SETTINGS)).select_columns(["input_ids", "labels"])
+    theirs = trainer(SFTTrainer, folder, rows, tmp_path)
+    ours = trainer(PackedTrainer, folder, rows, tmp_path, padding_free=True)
+    # The second factor begins at zero, where the first gets no gradient.
+    for model in (theirs.model, ours.model):
+        torch.manual_seed(1)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    for start in range(0, 12, 4):
+        examples = [rows[i] for i in range(start, start + 4)]
+        losses, gradients = [], []
+        for each in (theirs, ours):
+            batch = each._prepare_inputs(each.data_collator(copy.deepcopy(examples)))
+            num_items = (batch["labels"][..., 1:] != -100).sum()
+            each.model.zero_grad()
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = each.compute_loss(each.model, batch, num_items_in_batch=num_items)
+            loss.backward()
+            losses.append(loss.item())
+            gradients.append(
+                torch.cat([p.grad.flatten() for p in each.model.parameters() if p.grad is not None]).float()
+            )
+        assert losses[0] == pytest.approx(losses[1], rel=2e-2)
+        assert (gradients[0] - gradients[1]).norm() / gradients[0].norm() < 5e-2
