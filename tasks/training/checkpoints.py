@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,9 +105,8 @@ def write_checkpoint(
             raise DamagedCheckpoint(f"step {snapshot.step}: {bad[0]} and {len(bad) - 1} more hold values not finite")
     _check_space(checkpoints, snapshot.num_bytes)
     final = folder_of(checkpoints, snapshot.step)
-    # The process's id: one that outlived its attempt does not write into the successor's folder.
-    temporary = checkpoints / f".{final.name}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    # A name of its own: a rank that outlived its attempt does not write into its successor's folder.
+    temporary = checkpoints / f".{final.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         (temporary / ADAPTER).mkdir(parents=True)
         _save(snapshot.adapter, temporary / ADAPTER_WEIGHTS)
@@ -143,6 +143,7 @@ def validate(folder: Path) -> dict[str, Any]:
 
     Raises:
         DamagedCheckpoint: naming the file, what it should be and what it is.
+        OSError: the storage cannot be read now, which says nothing about the checkpoint.
     """
     try:
         manifest: dict[str, Any] = read_json(folder / MANIFEST)
@@ -161,10 +162,10 @@ def validate(folder: Path) -> dict[str, Any]:
                 raise DamagedCheckpoint(f"{name} is damaged (its digest differs)")
     except FileNotFoundError as error:
         raise DamagedCheckpoint(f"{error.filename} is missing: it was never finished") from error
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        # Not JSON, JSON of another shape, or a disk that cannot read it.
-        if isinstance(error, DamagedCheckpoint):
-            raise
+    except DamagedCheckpoint:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        # Not JSON, or JSON of another shape.
         raise DamagedCheckpoint(f"{MANIFEST} cannot be read: {type(error).__name__}: {error}") from error
     return manifest
 
@@ -176,6 +177,7 @@ def newest_valid(
 
     Raises:
         ForeignCheckpoint: it is of an experiment with other settings, weights or rows; all differences are listed.
+        OSError: the storage cannot be read: beginning anew for that would throw a good checkpoint away.
     """
     for step in steps_of(checkpoints):
         folder = folder_of(checkpoints, step)
@@ -210,12 +212,7 @@ def clear_after(checkpoints: Path, step: int) -> None:
 def prune(checkpoints: Path, keep: int) -> None:
     """Keep the newest ``keep`` checkpoints and the one with the lowest loss; remove the others."""
     steps = steps_of(checkpoints)
-    losses: dict[int, float] = {}
-    for step in steps:
-        manifest = folder_of(checkpoints, step) / MANIFEST
-        loss = read_json(manifest)["loss"] if manifest.exists() else None
-        if loss is not None:
-            losses[step] = loss
+    losses = {step: loss for step in steps if (loss := _loss(folder_of(checkpoints, step))) is not None}
     best = min(losses, key=lambda step: (losses[step], -step)) if losses else None
     for step in steps[keep:]:
         if step != best:
@@ -246,6 +243,15 @@ def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     except SafetensorError as error:
         # What the disk said is inside its text only.
         raise OSError(errno.EIO, str(error), str(path)) from error
+
+
+def _loss(folder: Path) -> float | None:
+    """The loss that a manifest tells; one that cannot be read is none to be kept for."""
+    try:
+        loss: float | None = read_json(folder / MANIFEST)["loss"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return loss
 
 
 def _measured(path: Path) -> dict[str, Any]:

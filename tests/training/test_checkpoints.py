@@ -1,5 +1,6 @@
 """Checkpoints on the disk: whole, of this experiment, of this attempt, or not used."""
 
+import errno
 import json
 import os
 import random
@@ -202,6 +203,21 @@ def test_the_newest_ones_and_the_best_one_are_kept(tmp_path):
     assert steps_of(tmp_path) == [25, 20, 10]
     prune(tmp_path, keep=1)
     assert steps_of(tmp_path) == [25, 10]
+    # A damaged one is not the best of anything, and no reason to stop.
+    truncated(folder_of(tmp_path, 10) / "manifest.json", random.Random(1))
+    prune(tmp_path, keep=1)
+    assert steps_of(tmp_path) == [25]
+
+
+def test_a_storage_that_cannot_be_read_now_is_no_reason_to_begin_anew(tmp_path, monkeypatch):
+    write(tmp_path, 5)
+
+    def fails(path, *args, **kwargs):
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    monkeypatch.setattr(Path, "read_text", fails)
+    with pytest.raises(OSError, match="Stale file handle"):
+        newest_valid(tmp_path, BINDING)
 
 
 def test_what_is_newer_than_the_one_that_is_used_goes_and_its_step_can_be_written_again(tmp_path):
