@@ -59,11 +59,12 @@ def check_call(call: Call, tools: Sequence[Tool]) -> None:
     if tests is not None and all(tests[name](value) for name, value in call.arguments.items()):
         return
     try:
-        _validator(schema).validate(dict(call.arguments))
-    except jsonschema.ValidationError as error:
-        raise CallProblem("schema_mismatch", f"{call.name}: {error.message[:200]}") from error
+        # Not validate(): the error that it raises keeps its callers' variables in memory.
+        mismatch = next(_validator(schema).iter_errors(dict(call.arguments)), None)
     except Exception as error:  # A broken schema fails in many ways inside the library; each is this row's fault.
         raise CallProblem("bad_tools", f"schema of {call.name}: {type(error).__name__}: {str(error)[:200]}") from error
+    if mismatch:
+        raise CallProblem("schema_mismatch", f"{call.name}: {mismatch.message[:200]}")
 
 
 @by_identity

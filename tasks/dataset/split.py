@@ -101,7 +101,11 @@ class Choice:
     @property
     def counts(self) -> dict[str, int]:
         """Rows left out by reason."""
-        counts = np.bincount(self.why[self.why != NONE], minlength=len(REASONS)).tolist()
+        return self.counts_in(np.ones(len(self.why), bool))
+
+    def counts_in(self, chosen: npt.NDArray[np.bool_]) -> dict[str, int]:
+        """Rows left out by reason, of the chosen ones."""
+        counts = np.bincount(self.why[chosen & (self.why != NONE)], minlength=len(REASONS)).tolist()
         return {reason: count for reason, count in sorted(zip(REASONS, counts, strict=True)) if count}
 
 
@@ -246,12 +250,14 @@ def _limit_training(rows: Keyed, settings: DatasetSettings, choice: Choice, orde
         choice.leave_out(training[limit:], BEYOND_MAX)
         return
     shares = np.array(given) / sum(given)
-    source_of = rows.source.read()[training]
-    of_source = [training[source_of == index] for index in range(len(shares))]
-    for source, members in zip(settings.sources, of_source, strict=True):
+    source_of = rows.source.read()
+    of_source = [training[source_of[training] == index] for index in range(len(shares))]
+    for index, (source, members) in enumerate(zip(settings.sources, of_source, strict=True)):
         if not len(members):
+            left_out = choice.counts_in(source_of == index)
             raise ValueError(
-                f"dataset.sources: {source.title!r} has a weight and no row to train on; leave it out or mend it"
+                f"dataset.sources: {source.title!r} has a weight and no row to train on; leave it out or mend it (its usable "
+                f"rows, left out: {', '.join(f'{n} {reason}' for reason, n in left_out.items()) or 'none'})"
             )
     # The most rows that keep the shares: what one source lacks, the others must not make up.
     total = min(limit, *(int(len(members) / share) for members, share in zip(of_source, shares, strict=True)))

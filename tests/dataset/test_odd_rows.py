@@ -3,11 +3,13 @@
 import ast
 import datetime
 import decimal
+import gc
 import json
 import re
 import subprocess
 import sys
 import time
+import types
 
 import datasets
 import fsspec
@@ -124,6 +126,35 @@ def test_a_fault_of_a_reader_costs_one_row_and_says_so(tmp_path, monkeypatch):
     assert line["reason"] == "reader_failed"
     assert "KeyError: 'a fault'; a fault of the reader, please report the row" in line["detail"]
     assert json.loads(line["row"]) == rows[-1]
+
+
+def test_a_rejected_row_keeps_no_row_around_it_in_memory(tmp_path):
+    """Workers look for cycles seldom; an error in one would hold its whole chunk."""
+    BYTES.save(str(tmp_path / "tokenizer.json"))
+    settings = DatasetSettings(sources=["rows.jsonl"])
+    converter = Converter(settings, FAMILIES["smollm2"], tmp_path / "tokenizer.json")
+    rows = [weather_row("x") for _ in range(7)]
+    rows[0]["messages"][1]["tool_calls"][0]["function"]["arguments"]["place"] = 5
+    rows[1]["messages"][1]["tool_calls"][0]["function"]["arguments"] = "{'place': f(x)}"
+    rows[2]["messages"][1]["tool_calls"][0]["function"]["arguments"] = "{'place': [}"
+    rows[3]["tools"] = "[{"
+    rows[4]["messages"][0]["role"] = "alien"
+    rows[5]["tools"][0]["function"]["parameters"]["required"] = 5
+    rows[6]["messages"][0]["content"] = "\ud800"
+    lines = [*(json.dumps(row).encode() for row in rows), b"{", b"\xff", b"[1]"]
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        done = converter(Chunk(0, "openai", [(str(n), line) for n, line in enumerate(lines)]))
+        gc.collect()
+        held = [thing for thing in gc.garbage if isinstance(thing, types.FrameType | types.TracebackType)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert len(done.rejected) == len(lines)
+    assert not held
 
 
 @pytest.mark.parametrize("arguments_are_text", [True, False])

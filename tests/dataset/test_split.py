@@ -198,6 +198,14 @@ def test_a_limit_of_one_source_takes_nothing_from_another(tmp_path):
     assert len(result.train) + len(result.test) == 200
 
 
+def test_a_weighted_source_whose_rows_all_stand_in_another_is_told_so(tmp_path):
+    one, two = (write_jsonl(tmp_path / f"{name}.jsonl", various_rows(50)) for name in ("one", "two"))
+    with pytest.raises(
+        ValueError, match=r"'.*two.jsonl' has a weight and no row to train on.*left out: 50 exact_duplicate\)"
+    ):
+        prepared(tmp_path / "out", [{"name": one, "weight": 1}, {"name": two, "weight": 1}])
+
+
 @pytest.mark.parametrize("max_rows", range(31, 40))
 def test_weights_never_exceed_max_rows(tmp_path, max_rows):
     names = [write_jsonl(tmp_path / f"{n}.jsonl", various_rows(100, seed=n)) for n in range(3)]

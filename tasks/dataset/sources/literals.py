@@ -43,7 +43,8 @@ def read_value(text: str, repairs: Repairs) -> Any:
     try:
         return STRICT.decode(text)
     except (ValueError, RecursionError) as error:
-        problem = error
+        # Its words, not itself: an error that its own function still knows keeps every row around it in memory.
+        problem = str(error)
     used: list[str] = []
 
     def mend(match: re.Match[str]) -> str:

@@ -71,16 +71,16 @@ def read_chunks(settings: DatasetSettings) -> Iterator[Chunk]:
 
 def _format_of(rows: Sequence[tuple[str, RawRow]], name: str) -> str:
     columns: list[Mapping[str, Any]] = []
-    problem: RowRejected | None = None
+    problem = ""
     for _, row in rows:
         try:
             columns.append(parse(row))
         except RowRejected as error:
-            problem = problem or error
+            problem = problem or str(error)
     if problem and not columns:
         raise UnknownFormat(
             f"{name}: none of the first {len(rows)} rows can be read; the first: {problem}; is it UTF-8, and what its name says?"
-        ) from problem
+        )
     return detect_format(columns, name)
 
 
