@@ -1,5 +1,6 @@
 """Submitting to and cancelling on the emulated API: one job whatever goes wrong, and nothing half made is left."""
 
+import asyncio
 import dataclasses
 import json
 import threading
@@ -129,6 +130,55 @@ def test_a_submission_whose_outcome_is_unknown_is_cleared_up_by_the_next(pool, c
     handle = pool.submit(job(tmp_path))
     assert Path(handle).name == "001"
     assert len(cluster.names("jobs")) == len(cluster.names("services")) == 1
+
+
+def test_looking_at_a_job_whose_submission_is_under_way_does_not_end_it(pool, cluster, tmp_path):
+    looker, seen = KubernetesPool(pool._settings), []
+
+    async def look_first(raw, go_on):
+        handle = str(tmp_path / "jobs" / "toy" / "001")
+        seen.append(await asyncio.to_thread(looker.state, handle))
+        record = Path(handle, "handle.json")
+        record.rename(record.with_name("later"))
+        seen.append(await asyncio.to_thread(looker.state, handle))
+        record.with_name("later").rename(record)
+        return await go_on()
+
+    cluster.faults.append(("POST", "/jobs", look_first))
+    handle = pool.submit(job(tmp_path))
+    assert seen == [JobState.UNKNOWN, JobState.UNKNOWN]
+    assert pool.state(handle) is looker.state(handle) is JobState.QUEUED
+
+
+@pytest.mark.parametrize("had_recorded", [False, True])
+def test_a_submission_that_died_before_its_job_was_made_is_replaced_by_the_next(pool, cluster, tmp_path, had_recorded):
+    cluster.faults += [("POST", "/jobs", drop_mid_answer)] * 4
+    with pytest.raises(PoolError, match="does not answer POST"):
+        pool.submit(job(tmp_path))
+    first = tmp_path / "jobs" / "toy" / "001"
+    if not had_recorded:
+        (first / "handle.json").unlink()
+    assert pool.state(str(first)) is JobState.UNKNOWN
+    assert "cut short" in pool.explain(str(first))
+    assert Path(pool.submit(job(tmp_path))).name == "002"
+    assert pool.state(str(first)) is JobState.FAILED
+    assert len(cluster.names("jobs")) == 1
+
+
+def test_a_cancellation_waits_for_the_submission_and_then_ends_what_it_made(pool, cluster, tmp_path):
+    other, handle = KubernetesPool(pool._settings), str(tmp_path / "jobs" / "toy" / "001")
+    cancelling = threading.Thread(target=other.cancel, args=(handle,))
+
+    async def cancel_first(raw, go_on):
+        cancelling.start()
+        await asyncio.sleep(0.3)
+        return await go_on()
+
+    cluster.faults.append(("POST", "/jobs", cancel_first))
+    pool.submit(job(tmp_path))
+    cancelling.join()
+    assert cluster.names("jobs") == []
+    assert pool.state(handle) is JobState.CANCELLED
 
 
 def test_without_a_cluster_it_says_what_is_missing(pool, tmp_path, monkeypatch):
