@@ -46,6 +46,7 @@ from tasks.pool.kubernetes_status import (
     is_overdue,
     is_running,
     last_words,
+    ran_out_of_memory,
     state_of,
     why_ended,
     why_waiting,
@@ -172,7 +173,8 @@ class KubernetesPool:
             return self._succeeded(handle)
         if state.is_final:
             state = JobState.CANCELLED if (attempt / DELETED).exists() else state
-            kind = FailureKind.USER if is_late(pods) else None
+            # A rank that the kernel killed leaves no word: its peers, who lost it, must not be taken for the cause.
+            kind = FailureKind.USER if is_late(pods) or ran_out_of_memory(pods) else None
             return self._end(attempt, state, why_ended(job, pods, now), kind, objects, pods)
         if job["metadata"].get("deletionTimestamp"):
             _note(attempt / DELETED, f"Job {objects.name} was deleted while it ran")

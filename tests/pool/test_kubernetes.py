@@ -235,11 +235,17 @@ def test_a_job_beyond_its_time_limit_has_failed_though_its_ranks_left_on_request
 
 def test_a_rank_that_ran_out_of_memory_says_so(pool, cluster, tmp_path):
     handle = pool.submit(job(tmp_path))
+    # Its peer, who lost it, is the only one to leave an error.
+    lost = {"rank": 0, "exit_code": 1, "time": 1, "message": "RuntimeError: Connection closed by peer", "traceback": ""}
+    write_json(Path(handle) / "node-0.failures.json", [lost])
     ended = {"exitCode": 137, "reason": "OOMKilled"}
     cluster.pod(1, {"phase": "Failed", "containerStatuses": [{"state": {"terminated": ended}}]})
     cluster.end("Failed", "PodFailurePolicy", "Container ranks for pod team/x-1 failed with exit code 137")
     assert pool.state(handle) is JobState.FAILED
-    assert "on gpu-1: OOMKilled (exit code 137)" in pool.error(handle).summary
+    error = pool.error(handle)
+    assert "on gpu-1: OOMKilled (exit code 137)" in error.summary
+    assert "raise pool.kubernetes.memory_per_node" in error.summary
+    assert error.kind is FailureKind.USER
 
 
 def test_the_log_of_a_pod_that_never_got_to_our_code_is_kept_as_its_nodes(pool, cluster, tmp_path):
