@@ -14,7 +14,6 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +156,7 @@ class KubernetesPool:
 
     def _follow_up(self, handle: JobHandle, objects: AttemptObjects, job: Object) -> JobState:
         """The state, with the pods looked at where the Job alone does not tell, and kept once it is final."""
-        attempt, now = Path(handle), datetime.now(UTC)
+        attempt, now = Path(handle), objects.now()
         state = state_of(job, [], now)
         pods: list[Object] = []
         has_ended_badly = state.is_final and state is not JobState.SUCCEEDED
@@ -217,8 +216,8 @@ class KubernetesPool:
 
     def _left(self, attempt: Path, objects: AttemptObjects) -> JobState:
         """The Job is gone and nobody saw it end: every node's own exit status decides; or it is not there yet."""
-        now = datetime.now(UTC)
-        if any(is_running(pod) and not is_overdue(pod, now) for pod in objects.pods()):
+        pods, now = objects.pods(), objects.now()
+        if any(is_running(pod) and not is_overdue(pod, now) for pod in pods):
             _note(attempt / DELETED, f"Job {objects.name} was deleted while it ran")
             return JobState.RUNNING
         if not self._was_made(attempt, objects):
@@ -323,7 +322,7 @@ class KubernetesPool:
                 objects.delete_job(found)
                 is_asked = True
             for pod in pods:
-                if is_overdue(pod, datetime.now(UTC)):
+                if is_overdue(pod, objects.now()):
                     objects.delete_pod_by_force(pod)
             if time.monotonic() > deadline:
                 raise PoolError(

@@ -7,6 +7,7 @@ The Job's ``uid`` is added once all is made: only then does a Job that is not th
 
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,10 @@ class AttemptObjects:
     def was_made(self) -> bool:
         """Whether the submission went through."""
         return "uid" in read_json(self._attempt / "handle.json")
+
+    def now(self) -> datetime:
+        """The time by the clock that wrote the times in objects."""
+        return self._api.now()
 
     def job(self) -> Object | None:
         """The Job; None if there is none (another's of that name is not it)."""

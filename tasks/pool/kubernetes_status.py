@@ -34,7 +34,7 @@ def state_of(job: Object, pods: Sequence[Object], now: datetime) -> JobState:
 
     Args:
         pods: those of the Job that are known; needed once it is not simply running.
-        now: with a time zone.
+        now: by the API server's clock, with a time zone.
     """
     if _condition(job, "Complete"):
         return JobState.SUCCEEDED

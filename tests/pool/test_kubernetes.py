@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,21 @@ def test_a_lost_node_is_a_preemption_though_its_pod_never_ends(pool, cluster, tm
     threading.Timer(0.5, cluster.remove, ("v1/pods", pod["metadata"]["name"])).start()
     pool.cancel(handle)
     assert bodies(cluster, "DELETE")[-1]["gracePeriodSeconds"] == 0
+
+
+def test_a_pod_that_still_saves_is_not_lost_to_a_clock_here_that_is_ahead(pool, cluster, tmp_path):
+    cluster.behind = timedelta(minutes=5)
+    handle = pool.submit(job(tmp_path))
+    # Just told to leave, with two minutes to do so.
+    pod = cluster.pod(1, {"phase": "Running"}, deletionTimestamp=ago(300 - 120), finalizers=["held"])
+    cluster.change(cluster.job, ready=1, terminating=1)
+    assert not pool.state(handle).is_final
+    # Its Job is gone, and it runs.
+    cluster.remove("batch/v1/jobs", cluster.job["metadata"]["name"])
+    assert pool.state(handle) is JobState.RUNNING
+    threading.Timer(0.5, cluster.remove, ("v1/pods", pod["metadata"]["name"])).start()
+    pool.cancel(handle)
+    assert not any(path.startswith("/api/v1/") and method == "DELETE" for method, path in cluster.seen)
 
 
 def test_ranks_that_left_on_request_are_a_preemption(pool, cluster, tmp_path):
