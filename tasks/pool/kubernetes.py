@@ -40,6 +40,7 @@ from tasks.pool.kubernetes_status import (
     all_ready,
     cannot_start,
     disruption,
+    has_ended,
     index_of,
     is_late,
     is_overdue,
@@ -316,7 +317,9 @@ class KubernetesPool:
         is_asked = False
         while True:
             found, pods = objects.job(), objects.pods()
-            if found is None and not any(map(is_running, pods)):
+            # One that ended by itself stays for kubectl, as long as keep_finished_s says.
+            is_through = found is None or (has_ended(found) and not is_asked)
+            if is_through and not any(map(is_running, pods)):
                 break
             if found is not None and not is_asked:
                 objects.delete_job(found)

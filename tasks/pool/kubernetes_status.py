@@ -50,6 +50,11 @@ def state_of(job: Object, pods: Sequence[Object], now: datetime) -> JobState:
     return JobState.RUNNING if _has_begun(job) else JobState.QUEUED
 
 
+def has_ended(job: Object) -> bool:
+    """Whether the Job itself says that it will never run again."""
+    return _condition(job, "Complete") is not None or _condition(job, "Failed") is not None
+
+
 def is_late(pods: Sequence[Object]) -> bool:
     """Whether a pod's time was up: what it was then told, and left for, is no preemption."""
     return any(pod.get("status", {}).get("reason") == "DeadlineExceeded" for pod in pods)

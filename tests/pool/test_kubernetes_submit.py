@@ -230,6 +230,20 @@ def test_cancel_returns_when_job_and_pods_are_gone(pool, cluster, tmp_path):
     assert pool.state(handle) is JobState.CANCELLED
 
 
+def test_a_job_that_has_failed_stays_for_kubectl_when_its_flow_clears_up(pool, cluster, tmp_path):
+    handle = pool.submit(job(tmp_path))
+    pod = cluster.pod(0, {"phase": "Failed"})
+    cluster.end("Failed", "PodFailurePolicy", "failed with exit code 1")
+    assert pool.state(handle) is JobState.FAILED
+    pool.cancel(handle)
+    assert [cluster.job["metadata"]["name"]] == cluster.names("jobs")
+    # What still runs of it is ended all the same.
+    cluster.objects["v1/pods", "team", pod["metadata"]["name"]].patch({"status": {"phase": "Running"}})
+    threading.Timer(0.5, cluster.remove, ("v1/pods", pod["metadata"]["name"])).start()
+    pool.cancel(handle)
+    assert cluster.names("jobs") == []
+
+
 def test_cancel_says_what_is_still_there_when_it_gives_up(pool, cluster, tmp_path, monkeypatch):
     handle = pool.submit(job(tmp_path))
     cluster.pod(0, {"phase": "Running"})
