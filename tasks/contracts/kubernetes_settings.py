@@ -27,6 +27,8 @@ FolderPath = Annotated[str, Field(pattern=r"^/[^:\x00-\x1f]*$")]
 WATCHED_BY_PREFECT = "prefect.io/flow-run-id"
 """prefect-kubernetes' worker watches every Job with this label and ends flow runs by what it sees."""
 
+OURS = "proving-ground/"
+"""Prefix of the labels and annotations by which the pool finds a job's objects again."""
 TAKEN = "/", "/tmp", "/dev/shm"  # noqa: S108 - folders of a pod, not of this machine
 """Where every pod has its own root, temporary files and shared memory."""
 
@@ -173,6 +175,13 @@ class KubernetesSettings(Settings):
             raise ValueError(
                 f"{WATCHED_BY_PREFECT} would let Prefect's worker take the job for a flow run; leave it out"
             )
+        return value
+
+    @field_validator("labels", "annotations")
+    @classmethod
+    def _not_ours(cls, value: dict[str, str]) -> dict[str, str]:
+        if ours := [key for key in value if key.startswith(OURS)]:
+            raise ValueError(f"{ours}: {OURS} is how the pool marks what belongs to a job; use another prefix")
         return value
 
     @model_validator(mode="after")
