@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from tasks.contracts.environment import EnvName, refuse_secrets
 from tasks.contracts.frozen_settings import Settings
 
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
@@ -20,16 +21,16 @@ Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|G
 Key = Annotated[str, Field(pattern=f"^({_SUBDOMAIN}/)?{_LABEL}$", max_length=317)]
 """Name of a label, annotation, taint or resource, as `nvidia.com/gpu`."""
 LabelValue = Annotated[str, Field(pattern=f"^({_LABEL})?$")]
-EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 FolderPath = Annotated[str, Field(pattern=r"^/[^:\x00-\x1f]*$")]
 """An absolute path."""
 
 WATCHED_BY_PREFECT = "prefect.io/flow-run-id"
 """prefect-kubernetes' worker watches every Job with this label and ends flow runs by what it sees."""
 
+OURS = "proving-ground/"
+"""Prefix of the labels and annotations by which the pool finds a job's objects again."""
 TAKEN = "/", "/tmp", "/dev/shm"  # noqa: S108 - folders of a pod, not of this machine
 """Where every pod has its own root, temporary files and shared memory."""
-LOOKS_SECRET = re.compile(r"(TOKEN|PASSWORD|PASSWD|SECRET|API_?KEY|ACCESS_?KEY|CREDENTIALS?)(_ID)?$", re.IGNORECASE)
 
 
 class VolumeSettings(Settings):
@@ -164,8 +165,7 @@ class KubernetesSettings(Settings):
     @field_validator("env")
     @classmethod
     def _no_secrets(cls, value: dict[str, str]) -> dict[str, str]:
-        if secret := [name for name in value if LOOKS_SECRET.search(name)]:
-            raise ValueError(f"{secret} look like secrets, and settings are kept and shown; put them into secret_env")
+        refuse_secrets(value, "keep them in Secrets of the namespace and name those in pool.kubernetes.secret_env")
         return value
 
     @field_validator("labels")
@@ -175,6 +175,13 @@ class KubernetesSettings(Settings):
             raise ValueError(
                 f"{WATCHED_BY_PREFECT} would let Prefect's worker take the job for a flow run; leave it out"
             )
+        return value
+
+    @field_validator("labels", "annotations")
+    @classmethod
+    def _not_ours(cls, value: dict[str, str]) -> dict[str, str]:
+        if ours := [key for key in value if key.startswith(OURS)]:
+            raise ValueError(f"{ours}: {OURS} is how the pool marks what belongs to a job; use another prefix")
         return value
 
     @model_validator(mode="after")

@@ -5,13 +5,18 @@ assignments change one value each and leave the others.
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from tasks.contracts.environment import looks_secret
 from tasks.contracts.settings import Experiment
+
+ENVIRONMENTS = {"env", "secret_env"}
+"""Settings whose values may hold anything, a secret in the wrong place among it."""
 
 
 class SettingsError(ValueError):
@@ -31,7 +36,8 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
         path = name.strip().split(".")
         unknown = _unknown_part(path)
         if not equals:
-            problems.append(f"{override!r} is not an assignment; write it as training.num_epochs=2")
+            told = "an override" if _may_be_secret([], override) else repr(override)
+            problems.append(f"{told} is not an assignment; write it as training.num_epochs=2")
         elif unknown:
             problems.append(unknown)
         else:
@@ -87,7 +93,14 @@ def _explain(problem: Any) -> str:
         return f"{name}: has no default and must be given, e.g. --set {name}=embedded"
     message = problem["msg"].removeprefix("Value error, ")
     # A model-level message already names its values; a field's needs the value that was refused.
-    return f"{name}: {message}" if problem["type"] == "value_error" else f"{name}={problem['input']!r}: {message}"
+    if problem["type"] == "value_error" or _may_be_secret(path, problem["input"]):
+        return f"{name}: {message}"
+    return f"{name}={problem['input']!r}: {message}"
+
+
+def _may_be_secret(path: Sequence[str], value: Any) -> bool:
+    """Whether a value must not be quoted, for its setting's name or a name that it holds itself: errors end in logs."""
+    return any(name in ENVIRONMENTS or looks_secret(name) for name in [*path, *re.findall(r"\w+", repr(value))])
 
 
 def _unknown_part(path: Sequence[str]) -> str | None:

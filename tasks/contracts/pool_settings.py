@@ -1,10 +1,10 @@
 """Settings of the GPU pool: which scheduler, how wide, and what each scheduler must be told."""
 
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from tasks.contracts.environment import EnvName, refuse_secrets
 from tasks.contracts.frozen_settings import Settings
 from tasks.contracts.kubernetes_settings import KubernetesSettings
 
@@ -47,9 +47,9 @@ class SlurmSettings(Settings):
     """Image or .sqsh file in which the ranks run (Pyxis and Enroot); `python` is then a path inside it."""
     container_mounts: tuple[Word, ...] = ()
     """Mounts into the container, as `/shared:/shared`; the storage folders must be among them."""
-    env: dict[str, str] = Field(default_factory=dict)
+    env: dict[EnvName, str] = Field(default_factory=dict)
     """Environment of the ranks, as `NCCL_IB_HCA: mlx5`; never a secret."""
-    forward_env: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], ...] = (
+    forward_env: tuple[EnvName, ...] = (
         "HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE",
     )  # fmt: skip
     """Variables of the submitting process that the ranks get; of all others only PATH, HOME, USER and LANG travel. What Slurm
@@ -57,9 +57,8 @@ class SlurmSettings(Settings):
 
     @field_validator("env")
     @classmethod
-    def _names(cls, value: dict[str, str]) -> dict[str, str]:
-        if bad := [name for name in value if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)]:
-            raise ValueError(f"{bad} are no names of environment variables")
+    def _no_secrets(cls, value: dict[str, str]) -> dict[str, str]:
+        refuse_secrets(value, "export them where the flow runs and name them in pool.slurm.forward_env")
         return value
 
 

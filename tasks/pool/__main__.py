@@ -177,7 +177,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     render.add_argument("--backend", choices=["slurm", "kubernetes", "torchrun"], required=True)
     render.add_argument("--stage", choices=STAGES, default="train_adapter", help="(default: %(default)s)")
     render.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting; repeatable")
-    render.add_argument("--run", default="by-hand", help="name of the run (default: %(default)s)")
+    render.add_argument(
+        "--run", default="by-hand", help="name of the run, your own with --write (default: %(default)s)"
+    )
     render.add_argument("--write", action="store_true", help="also write the spec that the lines name, to run them")
     return parser.parse_args(argv)
 

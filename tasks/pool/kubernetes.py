@@ -2,7 +2,8 @@
 
 State is what ``exit.json`` says, else the Job's own word. Nobody in the pods writes ``exit.json``: the first process that sees
 the Job end does, with the reason, so that both can be read when the Job is long gone. A Job that is gone before anybody saw it
-end is judged by what every node left. An API that does not answer is UNKNOWN, which is neither success nor failure.
+end is judged by what every node left. An API that does not answer is UNKNOWN, which is neither success nor failure; so is a
+submission that is not through, of which only the holder of the submission's lock can tell that it was cut short.
 
 Jobs are asked for and not watched: one small read a second cannot miss a change, where a watch must be resumed after every
 broken connection and every 410 with a list, and would still have to be checked against one. Pods are only listed while
@@ -13,7 +14,6 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,13 @@ from tasks.pool.kubernetes_status import (
     all_ready,
     cannot_start,
     disruption,
+    has_ended,
     index_of,
     is_late,
     is_overdue,
     is_running,
     last_words,
+    ran_out_of_memory,
     state_of,
     why_ended,
     why_waiting,
@@ -87,6 +89,7 @@ class KubernetesPool:
             newest = newest_attempt(folder)
             if newest is not None:
                 handle = JobHandle(str(newest))
+                self._settle(newest)
                 state = self.state(handle)
                 if state is JobState.UNKNOWN:
                     raise PoolError(f"job {job.name}: {newest} may still run and {self._why_unknown(newest)}")
@@ -94,7 +97,7 @@ class KubernetesPool:
                     self._finish_submission(newest)
                 if state in (JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED):
                     return handle
-                self.cancel(handle)
+                self._cancel(handle)
             return self._begin(job, newest)
 
     def _begin(self, job: JobSpec, newest: Path | None) -> JobHandle:
@@ -115,11 +118,29 @@ class KubernetesPool:
             raise
         return JobHandle(str(attempt))
 
+    def _settle(self, attempt: Path) -> None:
+        """Say of a submission that was cut short that nothing came of it.
+
+        Only under the submission's lock: to anybody else it looks the same while it is under way.
+        """
+        if state_left_behind(attempt) is not None:
+            return
+        objects = self._objects(attempt)
+        if objects is None:
+            _conclude(attempt, JobState.FAILED, "the submission was cut short before anything was made")
+        elif not self._was_made(attempt, objects) and objects.job() is None and not objects.pods():
+            _conclude(attempt, JobState.FAILED, f"{_missing(objects)}: the submission was cut short before it was made")
+
+    def _was_made(self, attempt: Path, objects: AttemptObjects) -> bool:
+        """Whether the Job is known to have been in the cluster, so that its absence is an end."""
+        left = exit_codes(attempt, read_spec(attempt).num_nodes)
+        return objects.was_made or (attempt / DELETED).exists() or any(code is not None for code in left)
+
     def _finish_submission(self, attempt: Path) -> None:
         """Make the Service of a Job whose maker died, or lost the API, in between."""
         objects = self._objects(attempt)
         if objects is not None and (job := objects.job()) is not None:
-            objects.create_service(job)
+            objects.complete(job)
 
     def state(self, job: JobHandle) -> JobState:
         attempt = Path(job)
@@ -128,7 +149,7 @@ class KubernetesPool:
         try:
             objects = self._objects(attempt)
             if objects is None:
-                return _conclude(attempt, JobState.FAILED, "the submission was cut short before anything was made")
+                return JobState.UNKNOWN
             found = objects.job()
             return self._left(attempt, objects) if found is None else self._follow_up(job, objects, found)
         except PoolError:
@@ -136,7 +157,7 @@ class KubernetesPool:
 
     def _follow_up(self, handle: JobHandle, objects: AttemptObjects, job: Object) -> JobState:
         """The state, with the pods looked at where the Job alone does not tell, and kept once it is final."""
-        attempt, now = Path(handle), datetime.now(UTC)
+        attempt, now = Path(handle), objects.now()
         state = state_of(job, [], now)
         pods: list[Object] = []
         has_ended_badly = state.is_final and state is not JobState.SUCCEEDED
@@ -152,7 +173,8 @@ class KubernetesPool:
             return self._succeeded(handle)
         if state.is_final:
             state = JobState.CANCELLED if (attempt / DELETED).exists() else state
-            kind = FailureKind.USER if is_late(pods) else None
+            # A rank that the kernel killed leaves no word: its peers, who lost it, must not be taken for the cause.
+            kind = FailureKind.USER if is_late(pods) or ran_out_of_memory(pods) else None
             return self._end(attempt, state, why_ended(job, pods, now), kind, objects, pods)
         if job["metadata"].get("deletionTimestamp"):
             _note(attempt / DELETED, f"Job {objects.name} was deleted while it ran")
@@ -194,24 +216,25 @@ class KubernetesPool:
         return _conclude(attempt, JobState.FAILED, "all ranks ended well but none left a result")
 
     def _left(self, attempt: Path, objects: AttemptObjects) -> JobState:
-        """The Job is gone and nobody saw it end, or it was never made: every node's own exit status decides."""
-        now = datetime.now(UTC)
-        if any(is_running(pod) and not is_overdue(pod, now) for pod in objects.pods()):
+        """The Job is gone and nobody saw it end: every node's own exit status decides; or it is not there yet."""
+        pods, now = objects.pods(), objects.now()
+        if any(is_running(pod) and not is_overdue(pod, now) for pod in pods):
             _note(attempt / DELETED, f"Job {objects.name} was deleted while it ran")
             return JobState.RUNNING
+        if not self._was_made(attempt, objects):
+            return JobState.UNKNOWN
         codes = exit_codes(attempt, read_spec(attempt).num_nodes)
         if all(code == 0 for code in codes) and (attempt / "result.json").exists():
             return _conclude(attempt, JobState.SUCCEEDED, "")
         if (attempt / DELETED).exists():
             return _conclude(attempt, JobState.CANCELLED, (attempt / DELETED).read_text())
-        what = f"Job {objects.name} is not in namespace {objects.namespace}"
-        reason = f"{what}; exit status by node: {['none' if code is None else code for code in codes]}"
+        reason = f"{_missing(objects)}; exit status by node: {['none' if code is None else code for code in codes]}"
         if any(code not in (None, 0, LEFT_EXIT_CODE) for code in codes):
             return _conclude(attempt, JobState.FAILED, reason)
         if LEFT_EXIT_CODE in codes:
             return _conclude(attempt, JobState.PREEMPTED, reason)
         if all(code is None for code in codes):
-            reason = f"{what}: it was deleted before any node ended, or never made"
+            reason = f"{_missing(objects)}: it was deleted before any node ended"
         return _conclude(attempt, JobState.CANCELLED, reason)
 
     def _end(
@@ -231,11 +254,14 @@ class KubernetesPool:
         return _conclude(attempt, state, reason, kind)
 
     def explain(self, job: JobHandle) -> str | None:
+        if state_left_behind(Path(job)) is not None:
+            return None
         try:
             objects = self._objects(Path(job))
             found = None if objects is None else objects.job()
             if objects is None or found is None:
-                return None
+                is_gone = objects is not None and self._was_made(Path(job), objects)
+                return None if is_gone else "its submission is under way, or was cut short: submitted again it goes on"
             if found["spec"].get("suspend"):
                 return why_waiting(found, [], objects.events(found), objects.workload(found))
             if all_ready(found):
@@ -273,6 +299,12 @@ class KubernetesPool:
         return job_error(attempt, reason, FailureKind(kind) if kind else None)
 
     def cancel(self, job: JobHandle) -> None:
+        # After a submission that is under way: what it makes would outlive a cancellation that found nothing yet.
+        with submitting(Path(job).parent):
+            self._settle(Path(job))
+            self._cancel(job)
+
+    def _cancel(self, job: JobHandle) -> None:
         attempt = Path(job)
         objects = self._objects(attempt)
         if objects is None:
@@ -285,13 +317,15 @@ class KubernetesPool:
         is_asked = False
         while True:
             found, pods = objects.job(), objects.pods()
-            if found is None and not any(map(is_running, pods)):
+            # One that ended by itself stays for kubectl, as long as keep_finished_s says.
+            is_through = found is None or (has_ended(found) and not is_asked)
+            if is_through and not any(map(is_running, pods)):
                 break
             if found is not None and not is_asked:
                 objects.delete_job(found)
                 is_asked = True
             for pod in pods:
-                if is_overdue(pod, datetime.now(UTC)):
+                if is_overdue(pod, objects.now()):
                     objects.delete_pod_by_force(pod)
             if time.monotonic() > deadline:
                 raise PoolError(
@@ -314,6 +348,10 @@ class KubernetesPool:
         except PoolError as error:
             return str(error)
         return "the cluster could not be asked a moment ago; try again"
+
+
+def _missing(objects: AttemptObjects) -> str:
+    return f"Job {objects.name} is not in namespace {objects.namespace}"
 
 
 def _note(path: Path, text: str) -> None:

@@ -11,6 +11,9 @@ import json
 import os
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -48,6 +51,7 @@ class KubernetesApi:
     def __init__(self, context: str | None, config_file: str | None) -> None:
         self._context, self._config_file = context, config_file
         self._client: Any = None
+        self._ahead = timedelta()
         self._opening = asyncio.Lock()
 
     def request(self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: Any = None) -> Any:
@@ -67,6 +71,13 @@ class KubernetesApi:
         target = f"{path}?{urlencode(query)}" if query else path
         answer = asyncio.run_coroutine_threadsafe(self._until_answered(method, target, body), _loop())
         return answer.result()
+
+    def now(self) -> datetime:
+        """The time by the API server's clock, to a second, with a time zone; by this machine's until there was an answer.
+
+        The times in objects are the server's, and this machine's clock may be minutes off.
+        """
+        return datetime.now(UTC) + self._ahead
 
     def close(self) -> None:
         """End the connections."""
@@ -108,6 +119,10 @@ class KubernetesApi:
             _request_timeout=REQUEST_LIMIT_S,
         )
         async with answer:
+            if (date := answer.headers.get("Date")) is not None:
+                # A proxy may write what is no date, or one without a time zone.
+                with suppress(ValueError, TypeError):
+                    self._ahead = parsedate_to_datetime(date) - datetime.now(UTC)
             return answer.status, await answer.read()
 
     async def _open(self) -> Any:

@@ -2,10 +2,12 @@
 
 ``handle.json`` in the attempt's folder says where they are: ``{"namespace": ..., "job": ..., "token": ...}``. It is written
 before anything is made, and the token is on every object: whatever happens, they are found, and nobody else's are taken for them.
+The Job's ``uid`` is added once all is made: only then does a Job that is not there mean one that is gone.
 """
 
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +62,32 @@ class AttemptObjects:
                 ) from error
             job = found
         try:
-            self.create_service(job)
+            self.complete(job)
         except PoolError:
             # Where the API has just gone away this fails as well, and the next submission makes it whole.
             with suppress(Unreachable):
                 self.delete_job(job)
             raise
 
-    def create_service(self, job: Object) -> None:
-        """The Service of a Job, if it has none."""
-        service = render_service(self._rendered(), job["metadata"]["uid"])
+    def complete(self, job: Object) -> None:
+        """The Service of a Job, if it has none, and the record that both were made."""
+        uid = job["metadata"]["uid"]
+        service = render_service(self._rendered(), uid)
         try:
             self._api.request("POST", path_of("v1", self.namespace, "services"), body=service)
         except ApiError as error:
             if error.status != CONFLICT:
                 raise
+        write_json(self._attempt / "handle.json", read_json(self._attempt / "handle.json") | {"uid": uid})
+
+    @property
+    def was_made(self) -> bool:
+        """Whether the submission went through."""
+        return "uid" in read_json(self._attempt / "handle.json")
+
+    def now(self) -> datetime:
+        """The time by the clock that wrote the times in objects."""
+        return self._api.now()
 
     def job(self) -> Object | None:
         """The Job; None if there is none (another's of that name is not it)."""

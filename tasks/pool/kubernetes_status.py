@@ -22,6 +22,7 @@ CANNOT_START = {
     "RunContainerError",
 }
 """What containers wait for that seldom comes by itself."""
+OOM_KILLED = "OOMKilled"
 MAX_TOLD = 3
 
 
@@ -33,7 +34,7 @@ def state_of(job: Object, pods: Sequence[Object], now: datetime) -> JobState:
 
     Args:
         pods: those of the Job that are known; needed once it is not simply running.
-        now: with a time zone.
+        now: by the API server's clock, with a time zone.
     """
     if _condition(job, "Complete"):
         return JobState.SUCCEEDED
@@ -49,9 +50,19 @@ def state_of(job: Object, pods: Sequence[Object], now: datetime) -> JobState:
     return JobState.RUNNING if _has_begun(job) else JobState.QUEUED
 
 
+def has_ended(job: Object) -> bool:
+    """Whether the Job itself says that it will never run again."""
+    return _condition(job, "Complete") is not None or _condition(job, "Failed") is not None
+
+
 def is_late(pods: Sequence[Object]) -> bool:
     """Whether a pod's time was up: what it was then told, and left for, is no preemption."""
     return any(pod.get("status", {}).get("reason") == "DeadlineExceeded" for pod in pods)
+
+
+def ran_out_of_memory(pods: Sequence[Object]) -> bool:
+    """Whether a container was killed for want of its node's or its own memory: another attempt would be as well."""
+    return any(_terminated(container).get("reason") == OOM_KILLED for pod in pods for container in _containers(pod))
 
 
 def all_ready(job: Object) -> bool:
@@ -129,8 +140,10 @@ def why_ended(job: Object, pods: Sequence[Object], now: datetime) -> str:
     """How a Job ended that did not end well: the Job's words and those of every pod that has some."""
     lost = [f"{_name(pod)}: its node{_on_node(pod)} does not answer" for pod in pods if is_overdue(pod, now)]
     failed = _condition(job, "Failed") or _condition(job, "FailureTarget")
-    late = ["ran longer than its limit; raise pool.time_limit_minutes"] if is_late(pods) else []
-    told = late + lost + [words for words in (_said(failed) if failed else None, disruption(job, pods)) if words]
+    limits = ["ran longer than its limit; raise pool.time_limit_minutes"] if is_late(pods) else []
+    if ran_out_of_memory(pods):
+        limits.append("ran out of memory; raise pool.kubernetes.memory_per_node, or use fewer processes_per_node")
+    told = limits + lost + [words for words in (_said(failed) if failed else None, disruption(job, pods)) if words]
     return (
         "; ".join(dict.fromkeys([*told, *(words for pod in pods if (words := _pod_ended(pod)))])) or "no reason given"
     )
@@ -141,8 +154,8 @@ def _pod_ended(pod: Object) -> str | None:
     if (status := pod.get("status", {})).get("reason"):
         parts.append(_said(status))
     for container in _containers(pod):
-        ended = container.get("state", {}).get("terminated")
-        if ended and ended.get("exitCode"):
+        ended = _terminated(container)
+        if ended.get("exitCode"):
             signal = f", signal {ended['signal']}" if ended.get("signal") else ""
             # The container's own last lines, where no reason of the system's stands there.
             parts.append(f"{ended.get('reason', 'Error')} (exit code {ended['exitCode']}{signal})")
@@ -151,7 +164,7 @@ def _pod_ended(pod: Object) -> str | None:
 
 def last_words(pod: Object) -> str:
     """The last lines of a container that ended badly, as the pod's status keeps them."""
-    words = [container.get("state", {}).get("terminated", {}).get("message", "") for container in _containers(pod)]
+    words = [_terminated(container).get("message", "") for container in _containers(pod)]
     return "\n".join(word.strip() for word in words if word)
 
 
@@ -170,6 +183,11 @@ def _condition(thing: Object, kind: str, *, status: str = "True") -> Object | No
 
 def _containers(pod: Object) -> list[Object]:
     return pod.get("status", {}).get("containerStatuses") or []
+
+
+def _terminated(container: Object) -> Object:
+    """How a container ended; empty while it has not."""
+    return container.get("state", {}).get("terminated") or {}
 
 
 def _said(thing: Object) -> str:

@@ -9,7 +9,7 @@ import yaml
 from tasks.contracts.job import JobSpec
 from tasks.contracts.run_folder import RunFolder
 from tasks.contracts.settings import Experiment
-from tasks.pool.attempts import begin_attempt, newest_attempt
+from tasks.pool.attempts import begin_attempt, newest_attempt, submitting
 from tasks.pool.kubernetes_objects import render_job, render_service
 from tasks.pool.launch import Rendezvous, agent_command
 from tasks.pool.slurm_script import sbatch_script
@@ -43,19 +43,30 @@ def rendered(experiment: Experiment, job: JobSpec, backend: str, *, write: bool)
 
     Args:
         write: make the attempt's folder with the spec that torchrun's lines name, to run them by hand.
+
+    Raises:
+        ValueError: ``write``, and the job has an attempt: another beside it would take its results from it.
     """
     folder = Path(job.folder)
     newest = newest_attempt(folder) if folder.exists() else None
     attempt = folder / f"{int(newest.name) + 1 if newest else 1:03d}"
     if write:
-        folder.mkdir(parents=True, exist_ok=True)
-        attempt = begin_attempt(job, newest)
+        attempt = _first_attempt(job)
     if backend == "slurm":
         return sbatch_script(job, attempt, TOKEN, experiment.pool.slurm, experiment.pool.network)
     if backend == "kubernetes":
         objects = render_job(job, attempt, TOKEN, experiment.pool.kubernetes, experiment.pool.network)
         return yaml.safe_dump_all([objects, render_service(objects, NO_UID)], sort_keys=False)
     return torchrun_lines(job, attempt)
+
+
+def _first_attempt(job: JobSpec) -> Path:
+    folder = Path(job.folder)
+    with submitting(folder):
+        if (newest := newest_attempt(folder)) is not None:
+            # Ranks of one that runs would be the newest's no more; one that ended well would be run again by its flow.
+            raise ValueError(f"{newest} is an attempt at this job already; choose a run of your own with --run NAME")
+        return begin_attempt(job, None)
 
 
 def torchrun_lines(job: JobSpec, attempt: Path) -> str:

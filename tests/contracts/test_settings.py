@@ -53,6 +53,32 @@ def test_an_assignment_that_means_nothing_is_refused(override, message):
         apply_overrides(VALUES, [override])
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("pool.slurm.env={HF_TOKEN: hf_x}", "export them where the flow runs and name them in pool.slurm.forward_env"),
+        ("pool.slurm.env={AWS_ACCESS_KEY_ID: hf_x}", "name them in pool.slurm.forward_env"),
+        ("pool.kubernetes.env={HF_TOKEN: hf_x}", "name those in pool.kubernetes.secret_env"),
+        ("pool.kubernetes.secret_env={HF_TOKEN: hf_x}", "pool.kubernetes.secret_env.HF_TOKEN: "),
+        ("pool.kubernetes.secret_env=hf_x", "pool.kubernetes.secret_env: "),
+        ("pool.slurm.env=[{HF_TOKEN: hf_x}]", "pool.slurm.env: "),
+        ("pool.slurm.setup=export HF_TOKEN=hf_x", "pool.slurm.setup: "),
+        ("pool.kubernetes.secret_env.HF_TOKEN:hf_x", "is not an assignment"),
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_refused_and_not_quoted(override, said):
+    with pytest.raises(SettingsError) as caught:
+        read_experiment(apply_overrides(VALUES, [override]))
+    assert said in str(caught.value)
+    assert "hf_x" not in str(caught.value)
+
+
+def test_pydantics_own_message_does_not_quote_what_was_given():
+    with pytest.raises(ValueError, match="secret_env") as caught:
+        Experiment.model_validate({**VALUES, "pool": {"kubernetes": {"secret_env": {"HF_TOKEN": "hf_x"}}}})
+    assert "hf_x" not in str(caught.value)
+
+
 def test_every_setting_has_a_description_for_the_form():
     def fields(schema):
         for definition in schema["$defs"].values():

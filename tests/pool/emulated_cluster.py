@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ class Cluster(kmock.KubernetesEmulator):
         faults: ``(method, part of the path, answer)``, each used once, for the first request that fits.
         seen: ``(method, path with query)`` of every request.
         namespaces: those there are.
+        behind: how far its clock is behind this machine's.
     """
 
     namespace = "team"
@@ -35,10 +37,16 @@ class Cluster(kmock.KubernetesEmulator):
         self.faults: list[tuple[str, str, Answer]] = []
         self.seen: list[tuple[str, str]] = []
         self.namespaces: list[str] = []
+        self.behind = timedelta()
         for resource in (JOBS, PODS, SERVICES, EVENTS):
             self.resources[resource] = {"namespaced": True}
 
     async def __call__(self, raw: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:
+        answer = await self._answer(raw)
+        answer.headers["Date"] = format_datetime(datetime.now(UTC) - self.behind, usegmt=True)
+        return answer
+
+    async def _answer(self, raw: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:
         self.seen.append((raw.method, raw.path_qs))
         for fault in self.faults:
             method, part, answer = fault

@@ -123,6 +123,16 @@ def test_the_torchrun_lines_name_a_spec_that_is_there_when_asked_for(storage, ca
     assert "--nnodes=2 --nproc-per-node=1" in lines[1]
 
 
+def test_a_spec_to_run_by_hand_is_not_put_beside_the_attempts_of_a_run(storage, capsys):
+    before = sorted(storage.rglob("*.json")), (storage / "runs/mine/jobs/train_adapter/NEWEST").read_text()
+    words = [
+        "render", "demo", "--backend", "torchrun", "--run", "mine", "--write", "--set", f"storage.shared={storage}",
+    ]  # fmt: skip
+    assert run(storage, *words) == 2
+    assert "train_adapter/002 is an attempt at this job already; choose a run of your own" in capsys.readouterr().err
+    assert (sorted(storage.rglob("*.json")), (storage / "runs/mine/jobs/train_adapter/NEWEST").read_text()) == before
+
+
 def test_a_deployment_that_is_none_lists_those_there_are(storage, capsys):
     assert run(storage, "render", "finetune/nothing", "--backend", "slurm") == 2
     assert "demo, demo-slurm, poc, poc-reference" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,21 @@ def test_a_lost_node_is_a_preemption_though_its_pod_never_ends(pool, cluster, tm
     assert bodies(cluster, "DELETE")[-1]["gracePeriodSeconds"] == 0
 
 
+def test_a_pod_that_still_saves_is_not_lost_to_a_clock_here_that_is_ahead(pool, cluster, tmp_path):
+    cluster.behind = timedelta(minutes=5)
+    handle = pool.submit(job(tmp_path))
+    # Just told to leave, with two minutes to do so.
+    pod = cluster.pod(1, {"phase": "Running"}, deletionTimestamp=ago(300 - 120), finalizers=["held"])
+    cluster.change(cluster.job, ready=1, terminating=1)
+    assert not pool.state(handle).is_final
+    # Its Job is gone, and it runs.
+    cluster.remove("batch/v1/jobs", cluster.job["metadata"]["name"])
+    assert pool.state(handle) is JobState.RUNNING
+    threading.Timer(0.5, cluster.remove, ("v1/pods", pod["metadata"]["name"])).start()
+    pool.cancel(handle)
+    assert not any(path.startswith("/api/v1/") and method == "DELETE" for method, path in cluster.seen)
+
+
 def test_ranks_that_left_on_request_are_a_preemption(pool, cluster, tmp_path):
     handle = pool.submit(job(tmp_path))
     message = "Container ranks for pod team/x-0 failed with exit code 75 matching FailJob rule at index 1"
@@ -235,11 +251,17 @@ def test_a_job_beyond_its_time_limit_has_failed_though_its_ranks_left_on_request
 
 def test_a_rank_that_ran_out_of_memory_says_so(pool, cluster, tmp_path):
     handle = pool.submit(job(tmp_path))
+    # Its peer, who lost it, is the only one to leave an error.
+    lost = {"rank": 0, "exit_code": 1, "time": 1, "message": "RuntimeError: Connection closed by peer", "traceback": ""}
+    write_json(Path(handle) / "node-0.failures.json", [lost])
     ended = {"exitCode": 137, "reason": "OOMKilled"}
     cluster.pod(1, {"phase": "Failed", "containerStatuses": [{"state": {"terminated": ended}}]})
     cluster.end("Failed", "PodFailurePolicy", "Container ranks for pod team/x-1 failed with exit code 137")
     assert pool.state(handle) is JobState.FAILED
-    assert "on gpu-1: OOMKilled (exit code 137)" in pool.error(handle).summary
+    error = pool.error(handle)
+    assert "on gpu-1: OOMKilled (exit code 137)" in error.summary
+    assert "raise pool.kubernetes.memory_per_node" in error.summary
+    assert error.kind is FailureKind.USER
 
 
 def test_the_log_of_a_pod_that_never_got_to_our_code_is_kept_as_its_nodes(pool, cluster, tmp_path):

@@ -184,6 +184,7 @@ def test_without_an_image_it_says_which_setting_is_missing():
         {"memory_per_node": "lots"}, {"cpu_per_node": "-1"}, {"queue": "a/b"}, {"env": {"a b": "c"}},
         {"env": {"HF_TOKEN": "hf_abc"}}, {"env": {"AWS_SECRET_ACCESS_KEY": "abc"}}, {"env": {"DB_PASSWORD": "abc"}},
         {"secret_env": {"HF_TOKEN": "hf_abc"}}, {"labels": {"prefect.io/flow-run-id": "1"}}, {"labels": {"a": "b c"}},
+        {"labels": {"proving-ground/attempt": "a"}}, {"annotations": {"proving-ground/folder": "/a"}},
         {"volumes": [{"mount_path": "/shared"}]}, {"volumes": [{"mount_path": "shared", "claim": "a"}]},
         {"volumes": [{"mount_path": "/shared", "claim": "a", "host_path": "/b"}]},
         {"volumes": [SHARED, SHARED]}, {"volumes": [{"mount_path": "/tmp", "claim": "a"}]},

@@ -1,5 +1,6 @@
 """Submitting to and cancelling on the emulated API: one job whatever goes wrong, and nothing half made is left."""
 
+import asyncio
 import dataclasses
 import json
 import threading
@@ -131,6 +132,55 @@ def test_a_submission_whose_outcome_is_unknown_is_cleared_up_by_the_next(pool, c
     assert len(cluster.names("jobs")) == len(cluster.names("services")) == 1
 
 
+def test_looking_at_a_job_whose_submission_is_under_way_does_not_end_it(pool, cluster, tmp_path):
+    looker, seen = KubernetesPool(pool._settings), []
+
+    async def look_first(raw, go_on):
+        handle = str(tmp_path / "jobs" / "toy" / "001")
+        seen.append(await asyncio.to_thread(looker.state, handle))
+        record = Path(handle, "handle.json")
+        record.rename(record.with_name("later"))
+        seen.append(await asyncio.to_thread(looker.state, handle))
+        record.with_name("later").rename(record)
+        return await go_on()
+
+    cluster.faults.append(("POST", "/jobs", look_first))
+    handle = pool.submit(job(tmp_path))
+    assert seen == [JobState.UNKNOWN, JobState.UNKNOWN]
+    assert pool.state(handle) is looker.state(handle) is JobState.QUEUED
+
+
+@pytest.mark.parametrize("had_recorded", [False, True])
+def test_a_submission_that_died_before_its_job_was_made_is_replaced_by_the_next(pool, cluster, tmp_path, had_recorded):
+    cluster.faults += [("POST", "/jobs", drop_mid_answer)] * 4
+    with pytest.raises(PoolError, match="does not answer POST"):
+        pool.submit(job(tmp_path))
+    first = tmp_path / "jobs" / "toy" / "001"
+    if not had_recorded:
+        (first / "handle.json").unlink()
+    assert pool.state(str(first)) is JobState.UNKNOWN
+    assert "cut short" in pool.explain(str(first))
+    assert Path(pool.submit(job(tmp_path))).name == "002"
+    assert pool.state(str(first)) is JobState.FAILED
+    assert len(cluster.names("jobs")) == 1
+
+
+def test_a_cancellation_waits_for_the_submission_and_then_ends_what_it_made(pool, cluster, tmp_path):
+    other, handle = KubernetesPool(pool._settings), str(tmp_path / "jobs" / "toy" / "001")
+    cancelling = threading.Thread(target=other.cancel, args=(handle,))
+
+    async def cancel_first(raw, go_on):
+        cancelling.start()
+        await asyncio.sleep(0.3)
+        return await go_on()
+
+    cluster.faults.append(("POST", "/jobs", cancel_first))
+    pool.submit(job(tmp_path))
+    cancelling.join()
+    assert cluster.names("jobs") == []
+    assert pool.state(handle) is JobState.CANCELLED
+
+
 def test_without_a_cluster_it_says_what_is_missing(pool, tmp_path, monkeypatch):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     with pytest.raises(PoolError, match=r"no cluster to ask: .*KUBECONFIG"):
@@ -178,6 +228,20 @@ def test_cancel_returns_when_job_and_pods_are_gone(pool, cluster, tmp_path):
     (body,) = bodies(cluster, "DELETE")
     assert body["propagationPolicy"] == "Foreground"
     assert pool.state(handle) is JobState.CANCELLED
+
+
+def test_a_job_that_has_failed_stays_for_kubectl_when_its_flow_clears_up(pool, cluster, tmp_path):
+    handle = pool.submit(job(tmp_path))
+    pod = cluster.pod(0, {"phase": "Failed"})
+    cluster.end("Failed", "PodFailurePolicy", "failed with exit code 1")
+    assert pool.state(handle) is JobState.FAILED
+    pool.cancel(handle)
+    assert [cluster.job["metadata"]["name"]] == cluster.names("jobs")
+    # What still runs of it is ended all the same.
+    cluster.objects["v1/pods", "team", pod["metadata"]["name"]].patch({"status": {"phase": "Running"}})
+    threading.Timer(0.5, cluster.remove, ("v1/pods", pod["metadata"]["name"])).start()
+    pool.cancel(handle)
+    assert cluster.names("jobs") == []
 
 
 def test_cancel_says_what_is_still_there_when_it_gives_up(pool, cluster, tmp_path, monkeypatch):
