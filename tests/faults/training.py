@@ -136,7 +136,8 @@ def told_to_go(home: Path, unbroken: Run, draw: random.Random, name: str) -> lis
         return ["the fault came too late"]
     codes = sorted(run.exit_codes)
     run.finish()
-    return ([] if codes == [75, 75] else [f"exit codes {codes}"]) + run.differences(unbroken)
+    # A node that takes longer than the pool's grace to write its exit down has none here.
+    return ([] if set(codes) == {75} else [f"exit codes {codes}"]) + run.differences(unbroken)
 
 
 def two_one_two(home: Path, unbroken: Run, draw: random.Random, name: str) -> list[str]:
