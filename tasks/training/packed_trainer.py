@@ -41,8 +41,11 @@ class PackedTrainer(SFTTrainer):
         self._head_weight: torch.Tensor = base.get_output_embeddings().weight
         # The model then returns what would go into the head.
         base.set_output_embeddings(torch.nn.Identity())
-        for layer in base.get_decoder().layers:
-            layer.compile()
+        # A compiled layer that is recomputed draws other dropout masks than it had (huggingface/peft#3020), and one with
+        # dropout was compiled again and again for batches of other lengths.
+        if not any(config.lora_dropout for config in self.model.peft_config.values()):
+            for layer in base.get_decoder().layers:
+                layer.compile()
         self.data_collator = _WithAnswers(self.data_collator)
 
     def compute_loss(

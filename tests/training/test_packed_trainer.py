@@ -1,19 +1,23 @@
 """On a GPU: packed training must have the losses of TRL's own trainer on the same batches."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from tasks.contracts.settings import LoraSettings
+from tasks.contracts.files import write_json
+from tasks.contracts.settings import LoraSettings, TrainingSettings
 from tasks.models.load import load_tokenizer
 from tasks.training.adapter import lora_config
 from tasks.training.packed_attention import PACKED, register
 from tasks.training.packed_trainer import PackedTrainer
 from tasks.training.rows import load_rows
-from tests.training.toy import SETTINGS, make_model, make_rows
+from tests.conftest import REPOSITORY
+from tests.training.toy import SETTINGS, TOTAL_STEPS, arguments, make_model, make_rows, points
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -45,10 +49,10 @@ def trainer(kind, folder, rows, tmp_path, **settings):
 
 
 def test_loss_and_gradients_are_trls(tmp_path):
-    from tasks.contracts.settings import TrainingSettings
-
     folder = make_model(tmp_path / "model")
-    rows = load_rows(make_rows(tmp_path / "rows"), TrainingSettings(**SETTINGS)).select_columns(["input_ids", "labels"])
+    rows = load_rows(make_rows(tmp_path / "rows") / "train.arrow", TrainingSettings(**SETTINGS)).select_columns(
+        ["input_ids", "labels"]
+    )
     theirs = trainer(SFTTrainer, folder, rows, tmp_path)
     ours = trainer(PackedTrainer, folder, rows, tmp_path, padding_free=True)
     # The second factor begins at zero, where the first gets no gradient.
@@ -73,3 +77,29 @@ def test_loss_and_gradients_are_trls(tmp_path):
             )
         assert losses[0] == pytest.approx(losses[1], rel=2e-2)
         assert (gradients[0] - gradients[1]).norm() / gradients[0].norm() < 5e-2
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_the_program_learns_on_a_gpu(tmp_path, checkpointing, dropout):
+    """Dropout, recomputing and compiled layers together are where the pieces under us disagree."""
+    job = tmp_path / "job"
+    (job / "001").mkdir(parents=True)
+    changes = {"precision": "bfloat16", "per_device_batch_size": 2, "gradient_checkpointing": checkpointing}
+    told = arguments(
+        tmp_path,
+        make_model(tmp_path / "model"),
+        make_rows(tmp_path / "rows"),
+        **changes,
+        lora={"rank": 8, "alpha": 16, "dropout": dropout},
+    )
+    write_json(job / "001" / "spec.json", {"arguments": told})
+    (job / "NEWEST").write_text("001")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "--module"]
+    done = subprocess.run(
+        [*command, "tasks.training", str(job / "001" / "spec.json")], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    losses = [point["train/loss"] for point in points(job).values()]
+    assert len(losses) == TOTAL_STEPS
+    assert losses[-1] < losses[0] - 1
