@@ -41,8 +41,8 @@ class PackedTrainer(SFTTrainer):
         self._head_weight: torch.Tensor = base.get_output_embeddings().weight
         # The model then returns what would go into the head.
         base.set_output_embeddings(torch.nn.Identity())
-        # A compiled layer that is recomputed draws other dropout masks than it had (huggingface/peft#3020), and one with
-        # dropout was compiled again and again for batches of other lengths.
+        # A compiled layer that is recomputed draws other dropout masks than it had (huggingface/peft#3020); without
+        # recomputing a test with dropout had not ended after a minute on a GPU, which was not looked into.
         if not any(config.lora_dropout for config in self.model.peft_config.values()):
             for layer in base.get_decoder().layers:
                 layer.compile()
