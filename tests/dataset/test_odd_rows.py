@@ -305,7 +305,12 @@ def test_every_reason_is_explained():
     used = set()
     for path in [*REPOSITORY.glob("tasks/dataset/**/*.py"), REPOSITORY / "tasks" / "contracts" / "call_check.py"]:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("RowRejected", "CallProblem", "Unread", "load"):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
+                "RowRejected",
+                "CallProblem",
+                "Unread",
+                "load",
+            ):
                 used |= {a.value for a in node.args[:2] if isinstance(a, ast.Constant) and "_" in str(a.value)}
     used |= {value for name, value in vars(split).items() if name.isupper() and isinstance(value, str)}
     assert len(used) > 25

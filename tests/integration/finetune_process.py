@@ -50,7 +50,7 @@ def start(storage: Path, stack: Addresses, run: str, *, deployment: str = "demo"
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=400)
+    output, _ = process.communicate(timeout=900)
     print(output)
     return process.returncode, output
 

@@ -12,6 +12,8 @@ from tests.integration.finetune_process import STAGES, finish, mlflow_statuses, 
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.filterwarnings("ignore"),
+    # CI runs it beside the demo: two whole flows on what that leaves of two cores.
+    pytest.mark.timeout(2400),
     pytest.mark.skipif(
         "SLURM_CONF" not in os.environ or shutil.which("sinfo") is None,
         reason="no Slurm here: make test-slurm starts one",
