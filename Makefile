@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TEST_DATA := $(VENV)/.test-data
 REPEAT ?= 10
+SLURM_TESTS ?= tests/pool/test_slurm.py tests/integration/test_finetune_slurm.py
 
 .PHONY: help install demo ui test test-fast test-slurm test-kubernetes faults faults-pool check format clean
 
@@ -40,7 +41,7 @@ test-fast: $(TEST_DATA)  ## the tests that start nothing
 
 test-slurm: $(INSTALLED)  ## the pool on a real Slurm of two nodes, made here for it; needs root, takes minutes
 	infra/slurm/local-cluster.sh up
-	SLURM_CONF=/run/proving-ground-slurm/slurm.conf $(BIN)/python -m pytest tests/pool/test_slurm.py tests/integration/test_finetune_slurm.py; \
+	SLURM_CONF=/run/proving-ground-slurm/slurm.conf $(BIN)/python -m pytest $(SLURM_TESTS); \
 		code=$$?; infra/slurm/local-cluster.sh down; exit $$code
 
 faults-pool: $(INSTALLED)  ## every fault of the pool REPEAT times, here and on a Slurm made for it; prints the counts
