@@ -4,21 +4,19 @@ Prefect shows a run whose process was killed as running, for ever. A lease is on
 a run is taken over: it tells the other processes, on other machines too, whether somebody is at work.
 """
 
-import fcntl
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from tasks.contracts.files import read_json, write_json
+from tasks.contracts.files import only_one, read_json, write_json
 from tasks.contracts.job import PoolError
+from tasks.pool.process_identity import identity_of
 
 RENEW_S = 10.0
 STALE_AFTER_S = 120.0
@@ -34,30 +32,27 @@ class Lease:
     """The newest word of a run's driver.
 
     Attributes:
+        process: which process of its host's boot the pid meant.
         age_s: since it was renewed, by the clock of the storage.
     """
 
     flow_run_id: str
     host: str
     pid: int
-    create_time: float
+    process: str
     age_s: float
 
     @property
     def identity(self) -> dict[str, Any]:
         """What is written in the file, by which it is told from another's."""
-        names = ("flow_run_id", "host", "pid", "create_time")
+        names = ("flow_run_id", "host", "pid", "process")
         return {name: getattr(self, name) for name in names}
 
     @property
     def is_alive(self) -> bool:
         """Whether somebody is at work; on this machine the process itself is looked at, elsewhere the clock."""
         if self.host == socket.gethostname():
-            try:
-                process = psutil.Process(self.pid)
-                return process.create_time() == self.create_time and process.status() != psutil.STATUS_ZOMBIE
-            except psutil.NoSuchProcess:
-                return False
+            return identity_of(self.pid) == self.process
         return self.age_s < STALE_AFTER_S
 
     def __str__(self) -> str:
@@ -90,7 +85,7 @@ def lease(path: Path, flow_run_id: str, on_lost: Callable[[], None]) -> Iterator
         "flow_run_id": flow_run_id,
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "create_time": psutil.Process().create_time(),
+        "process": identity_of(os.getpid()),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with _one_at_a_time(path):
@@ -119,12 +114,9 @@ def give_back(path: Path, whose: Mapping[str, Any]) -> None:
         path.unlink(missing_ok=True)
 
 
-@contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
+def _one_at_a_time(path: Path) -> AbstractContextManager[None]:
     """Around looking and writing: of two that find a run free at the same moment one gets it."""
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return only_one(path.with_name(f".{path.name}.lock"))
 
 
 def _is_of(path: Path, whose: Mapping[str, Any]) -> bool:

@@ -8,20 +8,20 @@ import sys
 import threading
 import time
 
-import psutil
 import pytest
 
 from tasks import lease as leases
 from tasks.contracts.job import PoolError
 from tasks.lease import STALE_AFTER_S, DrivenElsewhere, lease, read_lease
+from tasks.pool.process_identity import identity_of
 
 
 def nothing() -> None:
     pytest.fail("the lease was lost")
 
 
-def written_by(path, host, pid, create_time, age_s):
-    path.write_text(json.dumps({"flow_run_id": "f", "host": host, "pid": pid, "create_time": create_time}))
+def written_by(path, host, pid, process, age_s):
+    path.write_text(json.dumps({"flow_run_id": "f", "host": host, "pid": pid, "process": process}))
     os.utime(path, (time.time() - age_s, time.time() - age_s))
 
 
@@ -45,10 +45,10 @@ def test_it_is_renewed(tmp_path, monkeypatch):
 
 def test_a_killed_process_of_this_machine_is_dead_at_once_and_its_recycled_number_too(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    born = psutil.Process(process.pid).create_time()
+    born = identity_of(process.pid)
     written_by(tmp_path / "owner.json", socket.gethostname(), process.pid, born, 0)
     assert read_lease(tmp_path / "owner.json").is_alive
-    written_by(tmp_path / "owner.json", socket.gethostname(), process.pid, born - 5, 0)
+    written_by(tmp_path / "owner.json", socket.gethostname(), process.pid, born + "5", 0)
     assert not read_lease(tmp_path / "owner.json").is_alive
     written_by(tmp_path / "owner.json", socket.gethostname(), process.pid, born, 0)
     process.kill()
@@ -58,23 +58,23 @@ def test_a_killed_process_of_this_machine_is_dead_at_once_and_its_recycled_numbe
 
 @pytest.mark.parametrize(("age_s", "is_alive"), [(STALE_AFTER_S - 10, True), (STALE_AFTER_S + 10, False)])
 def test_another_machines_process_is_judged_by_the_storages_clock(tmp_path, age_s, is_alive):
-    written_by(tmp_path / "owner.json", "elsewhere", 1, 0.0, age_s)
+    written_by(tmp_path / "owner.json", "elsewhere", 1, "boot/0", age_s)
     assert read_lease(tmp_path / "owner.json").is_alive is is_alive
 
 
 def test_a_living_driver_on_this_machine_is_named_and_nothing_is_taken_from_it(tmp_path):
     path = tmp_path / "owner.json"
-    parent = psutil.Process(os.getppid())
-    written_by(path, socket.gethostname(), parent.pid, parent.create_time(), 0)
+    parent = os.getppid()
+    written_by(path, socket.gethostname(), parent, identity_of(parent), 0)
     before = path.read_text()
-    with pytest.raises(DrivenElsewhere, match=f"process {parent.pid} on .*another --run"), lease(path, "mine", nothing):
+    with pytest.raises(DrivenElsewhere, match=f"process {parent} on .*another --run"), lease(path, "mine", nothing):
         pass
     assert path.read_text() == before
 
 
 def test_a_retry_on_another_machine_waits_for_the_lease_to_run_out(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "STALE_AFTER_S", 2.0)
-    written_by(tmp_path / "owner.json", "dead-pod", 1, 0.0, 0)
+    written_by(tmp_path / "owner.json", "dead-pod", 1, "boot/0", 0)
     began = time.monotonic()
     with lease(tmp_path / "owner.json", "mine", nothing):
         assert time.monotonic() - began >= 1
@@ -83,12 +83,12 @@ def test_a_retry_on_another_machine_waits_for_the_lease_to_run_out(tmp_path, mon
 
 def test_a_driver_on_another_machine_that_renews_is_left_alone(tmp_path, monkeypatch):
     path = tmp_path / "owner.json"
-    written_by(path, "elsewhere", 1, 0.0, 60)
+    written_by(path, "elsewhere", 1, "boot/0", 60)
     looks = []
 
     def renewed(seconds):
         looks.append(seconds)
-        written_by(path, "elsewhere", 1, 0.0, 0)
+        written_by(path, "elsewhere", 1, "boot/0", 0)
 
     monkeypatch.setattr(leases.time, "sleep", renewed)
     with pytest.raises(DrivenElsewhere, match="process 1 on elsewhere"), lease(path, "mine", nothing):
@@ -100,7 +100,7 @@ def test_a_process_that_stood_still_does_not_take_the_run_back_from_its_successo
     monkeypatch.setattr(leases, "RENEW_S", 0.05)
     lost = threading.Event()
     with lease(tmp_path / "owner.json", "slow", lost.set):
-        written_by(tmp_path / "owner.json", "elsewhere", 1, 0.0, 0)
+        written_by(tmp_path / "owner.json", "elsewhere", 1, "boot/0", 0)
         assert lost.wait(5)
     assert read_lease(tmp_path / "owner.json").host == "elsewhere"
 

@@ -1,11 +1,13 @@
 """Writing that is either whole or absent: a temporary file, fsync, rename."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,31 @@ def append(path: Path, data: bytes, *, durable: bool = False) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace ``path`` by ``value`` as indented JSON, atomically and durably."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+@contextmanager
+def only_one(path: Path) -> Iterator[None]:
+    """Hold the lock that is the file ``path``, made if need be; others, on every node that sees it, wait.
+
+    The kernel gives it back when the process ends, however it ends.
+
+    Raises:
+        OSError: the file system has no locks; what to do is in the message.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: this file system keeps no locks, without which two flows could run one job; "
+                f"mount it with them (Lustre: -o flock; NFS: not nolock) or set storage.shared to one that has them",
+                str(path),
+            ) from error
+        yield
 
 
 def read_json(path: Path) -> Any:

@@ -4,13 +4,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks.contracts.environment import EnvName, refuse_secrets
+from tasks.contracts.environment import EnvName, refuse_secrets, refuse_secrets_in_lines
 from tasks.contracts.frozen_settings import Settings
 from tasks.contracts.kubernetes_settings import KubernetesSettings
 
 Word = Annotated[str, Field(pattern=r"^[^\s\"'`$\\]+$")]
 """What stands in a directive as it is: no white space, quote or shell sign."""
 Line = Annotated[str, Field(pattern=r"^[^\r\n\x00]+$")]
+
+
+Backend = Literal["local", "slurm", "kubernetes"]
+EXPORT_INSTEAD = "export them where the flow runs and name them in pool.slurm.forward_env"
 
 
 class SlurmSettings(Settings):
@@ -58,7 +62,13 @@ class SlurmSettings(Settings):
     @field_validator("env")
     @classmethod
     def _no_secrets(cls, value: dict[str, str]) -> dict[str, str]:
-        refuse_secrets(value, "export them where the flow runs and name them in pool.slurm.forward_env")
+        refuse_secrets(value, EXPORT_INSTEAD)
+        return value
+
+    @field_validator("setup", "directives")
+    @classmethod
+    def _no_secrets_in_lines(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        refuse_secrets_in_lines(value, EXPORT_INSTEAD)
         return value
 
 
@@ -75,7 +85,7 @@ NetworkProfile = Literal["auto", "infiniband", "roce", "ethernet"]
 class PoolSettings(Settings):
     """Where the jobs run and how wide."""
 
-    backend: Literal["local", "slurm", "kubernetes"] = "local"
+    backend: Backend = "local"
     """`local`: torchrun agents on this machine, one per emulated node. `slurm`: sbatch and srun, from a machine that has
     Slurm's commands and the shared folder. `kubernetes`: an Indexed Job, from wherever the API and the shared folder are seen."""
     num_nodes: int = Field(default=1, ge=1, le=1024)

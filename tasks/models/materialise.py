@@ -1,11 +1,10 @@
 """Makes the model of the settings a local folder of safetensors, once; everything else reads that folder."""
 
-import fcntl
 import importlib.metadata
 import shutil
 from pathlib import Path
 
-from tasks.contracts.files import digest_of_files, publish_folder, write_json
+from tasks.contracts.files import digest_of_files, only_one, publish_folder, write_json
 from tasks.contracts.settings import ModelSettings
 from tasks.models.identity import EMBEDDED_WHEEL, ModelNotFound, check_model, embedded_gguf, is_folder
 
@@ -33,10 +32,8 @@ def _embedded(models: Path) -> Path:
     final = models / f"smollm2-135m-instruct-{importlib.metadata.version(EMBEDDED_WHEEL)}"
     if (final / "manifest.json").exists():
         return final
-    models.mkdir(parents=True, exist_ok=True)
     # All ranks of all jobs may come here at once: the first converts, the others wait for it.
-    with (models / ".embedded.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with only_one(models / ".embedded.lock"):
         if not (final / "manifest.json").exists():
             _convert(embedded_gguf(), final)
     return final

@@ -21,6 +21,7 @@ from tasks.contracts.deployments import deployment_values
 from tasks.contracts.files import read_json
 from tasks.contracts.job import JobState, PoolError
 from tasks.contracts.overrides import SettingsError, apply_overrides, read_experiment
+from tasks.pool.attempts import state_left_behind
 from tasks.pool.on_disk import JobOnDisk, NoSuchJob, all_runs, find_jobs, jobs_of_run
 from tasks.pool.render import STAGES, job_of, rendered
 from tasks.pool.torchrun_files import HOST
@@ -69,10 +70,10 @@ def _list(storage: Path, num_runs: int, *, every_attempt: bool) -> int:
             rows.append(
                 (
                     job.name,
-                    job.pool.state(job.handle).value,
+                    _state_of(job).value,
                     f"{progress.done}/{progress.total} {progress.unit}" if progress else "",
                     f"{spec['num_nodes']} x {spec['processes_per_node']}",
-                    job.experiment.pool.backend,
+                    job.backend,
                     _when(job.path / "spec.json"),
                 )
             )
@@ -84,6 +85,12 @@ def _list(storage: Path, num_runs: int, *, every_attempt: bool) -> int:
     return 0
 
 
+def _state_of(job: JobOnDisk) -> JobState:
+    """What the job left of its end, so that a scheduler is asked of living ones only; a preempted one may be requeued."""
+    ended = state_left_behind(job.path)
+    return job.pool.state(job.handle) if ended in (None, JobState.PREEMPTED) else ended
+
+
 def _show(job: JobOnDisk) -> int:
     spec = read_json(job.path / "spec.json")
     state = job.pool.state(job.handle)
@@ -92,7 +99,7 @@ def _show(job: JobOnDisk) -> int:
         ("job", job.name),
         ("state", state.value),
         ("waits for", job.pool.explain(job.handle) or ""),
-        ("pool", job.experiment.pool.backend),
+        ("pool", job.backend),
         ("width", f"{spec['num_nodes']} nodes x {spec['processes_per_node']} processes, {gpus}"),
         ("program", f"torchrun -m {spec['module']} {job.path / 'spec.json'}"),
         ("started", _when(job.path / "spec.json")),

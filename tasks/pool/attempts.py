@@ -1,16 +1,16 @@
 """What pools share whose attempts are folders on storage that every node sees: who is newest, logs, and why it failed."""
 
-import fcntl
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from tasks.contracts.files import read_json, write_json, write_text
+from tasks.contracts.files import only_one, read_json, write_json, write_text
 from tasks.contracts.job import FailureKind, JobError, JobSpec, JobState, LogLine
+from tasks.contracts.pool_settings import Backend
 from tasks.pool.failures import first_failure
 from tasks.pool.torchrun_files import FAILURES
 
@@ -20,13 +20,9 @@ NUM_LAST_LINES = 15
 POLL_S = 0.25
 
 
-@contextmanager
-def submitting(folder: Path) -> Iterator[None]:
+def submitting(folder: Path) -> AbstractContextManager[None]:
     """One at a time: two flows that submit one name at the same moment get one job."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".submit.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return only_one(folder / ".submit.lock")
 
 
 def newest_attempt(folder: Path) -> Path | None:
@@ -35,12 +31,43 @@ def newest_attempt(folder: Path) -> Path | None:
     return max(attempts, key=lambda path: int(path.name), default=None)
 
 
-def begin_attempt(job: JobSpec, after: Path | None) -> Path:
-    """The folder of a new attempt, whose ranks alone may write results from now on."""
+def backend_of(attempt: Path) -> Backend | None:
+    """Which pool an attempt was submitted to; None where none was (a spec written to be run by hand)."""
+    path = attempt / "backend"
+    return cast(Backend, path.read_text().strip()) if path.exists() else None
+
+
+def is_ours_to_ask(attempt: Path, backend: Backend) -> bool:
+    """Whether ``backend`` can say what became of the attempt; of one that it did not make it only knows a result.
+
+    Raises:
+        ValueError: another backend made it, and it may still run there.
+    """
+    maker = backend_of(attempt)
+    if maker in (None, backend):
+        return True
+    ended = state_left_behind(attempt)
+    if ended is None:
+        name = "/".join((attempt.parents[2].name, *attempt.parts[-2:]))
+        raise ValueError(
+            f"{name} was submitted to {maker} and may still run there; go on with pool.backend={maker}, end it first "
+            f"(python -m tasks.pool cancel {name.rpartition('/')[0]}), or give another --run"
+        )
+    return ended is JobState.SUCCEEDED
+
+
+def begin_attempt(job: JobSpec, after: Path | None, backend: Backend | None) -> Path:
+    """The folder of a new attempt, whose ranks alone may write results from now on.
+
+    Args:
+        backend: which pool it is submitted to; None: it is run by hand.
+    """
     folder = Path(job.folder)
     attempt = folder / f"{int(after.name) + 1 if after else 1:03d}"
     # One without a spec is the rest of a submission that died in between.
     attempt.mkdir(exist_ok=True)
+    if backend is not None:
+        write_text(attempt / "backend", backend)
     write_json(attempt / "spec.json", asdict(job))
     write_text(folder / "NEWEST", attempt.name)
     return attempt

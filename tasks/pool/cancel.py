@@ -12,12 +12,12 @@ def cancel_run(experiment: Experiment, folder: RunFolder) -> None:
     Raises:
         PoolError: of every job that could not be ended; the others were.
     """
-    pool = open_pool(experiment)
     errors: list[str] = []
     for newest in sorted(folder.jobs.glob("*/NEWEST")):
-        handle = JobHandle(str(newest.parent / newest.read_text().strip()))
+        attempt = newest.parent / newest.read_text().strip()
+        handle = JobHandle(str(attempt))
         try:
-            pool.cancel(handle)
+            open_pool(experiment, attempt).cancel(handle)
         except PoolError as error:
             errors.append(f"{handle}: {error}")
     if errors:

@@ -24,6 +24,7 @@ from tasks.contracts.pool_settings import NetworkProfile
 from tasks.pool.attempts import (
     begin_attempt,
     follow,
+    is_ours_to_ask,
     job_error,
     log_paths,
     newest_attempt,
@@ -87,7 +88,7 @@ class KubernetesPool:
         folder = Path(job.folder)
         with submitting(folder):
             newest = newest_attempt(folder)
-            if newest is not None:
+            if newest is not None and is_ours_to_ask(newest, "kubernetes"):
                 handle = JobHandle(str(newest))
                 self._settle(newest)
                 state = self.state(handle)
@@ -104,7 +105,7 @@ class KubernetesPool:
         token = uuid.uuid4().hex[:12]
         # A job that cannot be is refused before it becomes an attempt.
         check_reachable(job, self._settings)
-        attempt = begin_attempt(job, newest)
+        attempt = begin_attempt(job, newest, "kubernetes")
         log_paths(job, attempt)
         rendered = render_job(job, attempt, token, self._settings, self._network)
         objects = AttemptObjects.record(open_api(self._settings.context), attempt, rendered, token)

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +19,13 @@ from typing import Any
 import psutil
 
 from tasks.contracts.files import read_json, write_json
-from tasks.contracts.job import FailureKind, JobError, JobHandle, JobSpec, JobState, LogLine
+from tasks.contracts.job import FailureKind, JobError, JobHandle, JobSpec, JobState, LogLine, PoolError
 from tasks.hardware.gpus import visible_gpus
 from tasks.pool.attempts import (
     CANCELLED,
     begin_attempt,
     follow,
+    is_ours_to_ask,
     job_error,
     newest_attempt,
     outcome_of,
@@ -31,8 +33,11 @@ from tasks.pool.attempts import (
     state_left_behind,
     submitting,
 )
+from tasks.pool.process_identity import identity_of
 
 TOKEN = "PROVING_GROUND_ATTEMPT"  # noqa: S105 - names the variable that marks a job's processes
+
+KILL_LIMIT_S = 60
 
 _started_here: list[subprocess.Popen[bytes]] = []
 """Runners that are this process's children: kept until they have ended, so that none stays a zombie."""
@@ -56,19 +61,19 @@ class LocalPool:
         self._lock_folder.mkdir(parents=True, exist_ok=True)
         with submitting(folder):
             newest = newest_attempt(folder)
-            if newest is not None:
+            if newest is not None and is_ours_to_ask(newest, "local"):
                 handle = JobHandle(str(newest))
                 if self.state(handle) in (JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED):
                     return handle
                 self.cancel(handle)
-            attempt = begin_attempt(job, newest)
+            attempt = begin_attempt(job, newest, "local")
             self._start(attempt)
             return JobHandle(str(attempt))
 
     def _start(self, attempt: Path) -> None:
         token = uuid.uuid4().hex
         # The record comes first: whatever happens next, the processes can be found by their token.
-        write_json(attempt / "handle.json", {"token": token, "pid": None, "create_time": None})
+        write_json(attempt / "handle.json", {"token": token, "pid": None, "process": None})
         command = [sys.executable, "-m", "tasks.pool.local_runner", str(attempt), str(self._lock_folder)]
         with (attempt / "runner.log").open("ab") as log:
             runner = subprocess.Popen(
@@ -80,8 +85,9 @@ class LocalPool:
                 start_new_session=True,
             )
         _started_here.append(runner)
-        create_time = psutil.Process(runner.pid).create_time()
-        write_json(attempt / "handle.json", {"token": token, "pid": runner.pid, "create_time": create_time})
+        # None if it has ended already: then what it left is its end.
+        identity = identity_of(runner.pid)
+        write_json(attempt / "handle.json", {"token": token, "pid": runner.pid, "process": identity})
 
     def state(self, job: JobHandle) -> JobState:
         attempt = Path(job)
@@ -132,7 +138,14 @@ class LocalPool:
                 runner.kill()
         # Ranks have sessions of their own, and a killed agent does not take them along: find them by the token.
         token = read_json(attempt / "handle.json")["token"]
+        deadline = time.monotonic() + KILL_LIMIT_S
         while remaining := _processes_with(token):
+            if time.monotonic() > deadline:
+                told = ", ".join(f"{p.pid} ({p.status()})" for p in remaining if p.is_running())
+                raise PoolError(
+                    f"processes {told} of {attempt} still live {KILL_LIMIT_S} s after they were killed; one that waits "
+                    "for a disk or a GPU (disk-sleep) ends when that answers, or with the machine"
+                )
             for process in remaining:
                 process.kill()
             psutil.wait_procs(remaining, timeout=5)
@@ -160,12 +173,12 @@ def _runner(attempt: Path) -> psutil.Process | None:
     if record.get("pid") is None:
         found = [p for p in _processes_with(record.get("token", "-")) if "tasks.pool.local_runner" in p.cmdline()]
         return found[0] if found else None
+    if record["process"] is None or identity_of(record["pid"]) != record["process"]:
+        return None
     try:
-        process = psutil.Process(record["pid"])
-        is_same = process.create_time() == record["create_time"] and process.status() != psutil.STATUS_ZOMBIE
+        return psutil.Process(record["pid"])
     except psutil.NoSuchProcess:
         return None
-    return process if is_same else None
 
 
 def _processes_with(token: str) -> list[psutil.Process]:

@@ -7,7 +7,7 @@ from tasks.contracts.files import read_json
 from tasks.contracts.job import JobHandle, Pool
 from tasks.contracts.run_folder import RunFolder
 from tasks.contracts.settings import Experiment, StorageSettings
-from tasks.pool.attempts import newest_attempt
+from tasks.pool.attempts import backend_of, newest_attempt
 from tasks.pool.backends import open_pool
 
 
@@ -38,8 +38,12 @@ class JobOnDisk:
         return JobHandle(str(self.path))
 
     @property
+    def backend(self) -> str:
+        return backend_of(self.path) or "by hand"
+
+    @property
     def pool(self) -> Pool:
-        return open_pool(self.experiment)
+        return open_pool(self.experiment, self.path)
 
 
 def read_run(storage: Path, run: str) -> tuple[Experiment, RunFolder]:

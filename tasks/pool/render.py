@@ -66,7 +66,7 @@ def _first_attempt(job: JobSpec) -> Path:
         if (newest := newest_attempt(folder)) is not None:
             # Ranks of one that runs would be the newest's no more; one that ended well would be run again by its flow.
             raise ValueError(f"{newest} is an attempt at this job already; choose a run of your own with --run NAME")
-        return begin_attempt(job, None)
+        return begin_attempt(job, None, None)
 
 
 def torchrun_lines(job: JobSpec, attempt: Path) -> str:

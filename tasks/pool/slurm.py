@@ -18,6 +18,7 @@ from tasks.pool.attempts import (
     CANCELLED,
     begin_attempt,
     follow,
+    is_ours_to_ask,
     job_error,
     log_paths,
     newest_attempt,
@@ -57,7 +58,7 @@ class SlurmPool:
         folder = Path(job.folder)
         with submitting(folder):
             newest = newest_attempt(folder)
-            if newest is not None:
+            if newest is not None and is_ours_to_ask(newest, "slurm"):
                 handle = JobHandle(str(newest))
                 state = self.state(handle)
                 if state is JobState.UNKNOWN:
@@ -65,7 +66,7 @@ class SlurmPool:
                 if state in (JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED):
                     return handle
                 self.cancel(handle)
-            attempt = begin_attempt(job, newest)
+            attempt = begin_attempt(job, newest, "slurm")
             log_paths(job, attempt)
             script = attempt / "job.sbatch"
             # On disk before anything is submitted: whatever happens then, the job can be found by it.

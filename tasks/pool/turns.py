@@ -1,23 +1,20 @@
 """Whose turn it is on this machine: one job on its processors, one job on each of its GPUs."""
 
-import fcntl
 import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from tasks.contracts.files import only_one
+
 LOOK_S = 0.2
 
 
 @contextmanager
 def turn_at_processors(folder: Path) -> Iterator[None]:
-    """Wait for, and hold, the processors; jobs with the same folder take turns.
-
-    The kernel gives it back when the process ends, however it ends.
-    """
-    with (folder / "local.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """Wait for, and hold, the processors; jobs with the same folder take turns."""
+    with only_one(folder / "local.lock"):
         yield
 
 

@@ -58,6 +58,8 @@ def test_an_assignment_that_means_nothing_is_refused(override, message):
     [
         ("pool.slurm.env={HF_TOKEN: hf_x}", "export them where the flow runs and name them in pool.slurm.forward_env"),
         ("pool.slurm.env={AWS_ACCESS_KEY_ID: hf_x}", "name them in pool.slurm.forward_env"),
+        ("pool.slurm.setup=['module load cuda', 'export HF_TOKEN=hf_x']", "name them in pool.slurm.forward_env"),
+        ("pool.slurm.directives=['--export=PATH,WANDB_API_KEY=hf_x']", "name them in pool.slurm.forward_env"),
         ("pool.kubernetes.env={HF_TOKEN: hf_x}", "name those in pool.kubernetes.secret_env"),
         ("pool.kubernetes.secret_env={HF_TOKEN: hf_x}", "pool.kubernetes.secret_env.HF_TOKEN: "),
         ("pool.kubernetes.secret_env=hf_x", "pool.kubernetes.secret_env: "),

@@ -26,13 +26,13 @@ def storage(tmp_path):
     job = training_job(experiment, folder, dataset=str(folder.dataset))
     Path(job.folder).mkdir(parents=True)
     write_json(folder.experiment, {"experiment": experiment.model_dump(mode="json")})
-    first = begin_attempt(job, None)
+    first = begin_attempt(job, None, "local")
     write_json(first / "exit.json", {"state": "failed", "reason": "node 1's torchrun agent ended with exit code 1"})
     write_json(
         first / "node-1.failures.json",
         [{"rank": 1, "exit_code": 1, "message": "ValueError: bad row 17", "traceback": "Traceback ...", "time": 1}],
     )
-    second = begin_attempt(job, newest_attempt(Path(job.folder)))
+    second = begin_attempt(job, newest_attempt(Path(job.folder)), "local")
     (second / "node-0.log").write_text("step 1\nstep 2\n")
     (second / "node-1.log").write_text("hello\n")
     write_json(second / "exit.json", {"state": "succeeded", "reason": ""})

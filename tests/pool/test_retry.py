@@ -83,7 +83,7 @@ class Scripted:
     def submit(self, job: JobSpec) -> JobHandle:
         folder = Path(job.folder)
         folder.mkdir(parents=True, exist_ok=True)
-        attempt = begin_attempt(job, newest_attempt(folder))
+        attempt = begin_attempt(job, newest_attempt(folder), "local")
         write_json(attempt / BEGUN, {})
         write_json(attempt / "progress.json", {"done": int(attempt.name), "total": 9, "unit": "steps"})
         write_json(attempt / "result.json", {"attempt": attempt.name})

@@ -1,0 +1,45 @@
+"""A run that is resumed on another backend: what may still run elsewhere is not doubled, what ended is not asked about."""
+
+import pytest
+
+from tasks.contracts.files import write_json
+from tasks.contracts.job import JobSpec, JobState, PoolError
+from tasks.contracts.pool_settings import SlurmSettings
+from tasks.pool.attempts import begin_attempt, newest_attempt
+from tasks.pool.local import LocalPool
+from tasks.pool.slurm import SlurmPool
+
+
+@pytest.fixture
+def job(tmp_path):
+    (tmp_path / "mine" / "jobs" / "toy").mkdir(parents=True)
+    return JobSpec("toy", "tests.pool.toy_job", {}, str(tmp_path / "mine" / "jobs" / "toy"))
+
+
+def test_what_may_still_run_on_slurm_is_not_started_here(job, tmp_path):
+    attempt = begin_attempt(job, None, "slurm")
+    write_json(attempt / "handle.json", {"slurm_job_id": "17"})
+    with pytest.raises(ValueError, match=r"mine/toy/001 was submitted to slurm.*tasks\.pool cancel mine/toy"):
+        LocalPool(tmp_path / "pool").submit(job)
+    assert newest_attempt(attempt.parent) == attempt
+
+
+def test_what_ended_badly_here_is_begun_anew_on_slurm_without_its_handle_being_read(job):
+    attempt = begin_attempt(job, None, "local")
+    write_json(attempt / "handle.json", {"token": "t", "pid": 1, "process": "boot/1"})
+    write_json(attempt / "exit.json", {"state": "failed", "reason": ""})
+    with pytest.raises(PoolError, match="sbatch"):
+        SlurmPool(SlurmSettings()).submit(job)
+    assert newest_attempt(attempt.parent).name == "002"
+
+
+def test_what_ended_well_elsewhere_is_adopted_with_its_result(job, tmp_path):
+    attempt = begin_attempt(job, None, "slurm")
+    write_json(attempt / "handle.json", {"slurm_job_id": "17"})
+    write_json(attempt / "exit.json", {"state": "succeeded", "reason": ""})
+    write_json(attempt / "result.json", {"sum": 3})
+    pool = LocalPool(tmp_path / "pool")
+    handle = pool.submit(job)
+    assert handle == str(attempt)
+    assert pool.state(handle) is JobState.SUCCEEDED
+    assert list(pool.logs(handle)) == []
