@@ -198,6 +198,9 @@ class LoraSettings(Settings):
 class TrainingSettings(Settings):
     """How the adapter is trained."""
 
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """`ddp`: every GPU holds the whole model; the fastest for what fits. `fsdp`: the frozen base is sharded over all GPUs
+    (FSDP2), the adapter is whole on each. Both train the same adapter, and a run may go on with the other."""
     num_epochs: int = Field(default=1, ge=1)
     """Passes over the training rows."""
     max_steps_per_epoch: int | None = Field(default=None, ge=1)
@@ -239,6 +242,12 @@ class TrainingSettings(Settings):
     shuffle_answers: bool = False
     """Control experiment: train on answers swapped between requests. An honest comparison then finds no improvement."""
     lora: LoraSettings = LoraSettings()
+
+    @model_validator(mode="after")
+    def _shardable(self) -> Self:
+        if self.strategy == "fsdp" and self.precision == "mixed":
+            raise ValueError("strategy=fsdp cannot shard precision=mixed; use precision=float32, bfloat16 or auto")
+        return self
 
 
 class InferenceSettings(Settings):

@@ -7,7 +7,13 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DistributedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from tasks.contracts.settings import Precision
 
@@ -43,15 +49,28 @@ def resolve_precision(precision: Precision, *, on_cpu: Resolved = "bfloat16") ->
     return on_cpu if any(processor.get(feature) for feature in ("avx512_bf16", "amx_bf16", "bf16")) else "float32"
 
 
-def load_model(folder: Path, precision: Resolved) -> PreTrainedModel:
+def load_model(folder: Path, precision: Resolved, *, num_shards: int = 1) -> PreTrainedModel:
     """The causal language model in ``folder`` on this rank's device.
 
     ``bfloat16`` and ``float32`` hold all weights so. ``mixed`` holds the matrices that autocast would round to bfloat16
     at every use in bfloat16 from the start, which gives the same products, and everything else in float32: embedding,
     norms and so the residual stream. It runs under autocast only.
+
+    Args:
+        num_shards: ranks over which FSDP2 shards the weights as they are read, all of the default process group.
+
+    Raises:
+        ValueError: ``mixed`` weights cannot be sharded.
     """
     quiet_loading()
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    if num_shards > 1:
+        if precision == "mixed":
+            raise ValueError("weights in mixed precision cannot be sharded; use float32 or bfloat16")
+        sharded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, distributed_config=DistributedConfig(fsdp_size=num_shards)
+        )
+        return sharded
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
     if precision == "mixed":
         for part in model.modules():

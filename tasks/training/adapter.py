@@ -53,11 +53,16 @@ def lora_config(lora: LoraSettings, model: PreTrainedModel) -> LoraConfig:
     )
 
 
+def trained_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The adapter's tensors by their names in the model: not the base's, which all ranks would have to gather."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def save_adapter(model: PeftModel, final: Path, base_digest: str) -> None:
     """Write the adapter as safetensors with the digest of its base, whole or not at all."""
     temporary = final.with_name(".adapter.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(final, ignore_errors=True)
-    model.save_pretrained(temporary, safe_serialization=True)
+    model.save_pretrained(temporary, safe_serialization=True, state_dict=trained_weights(model))
     write_json(temporary / "manifest.json", {"base_weights_sha256": base_digest})
     publish_folder(temporary, final)

@@ -33,7 +33,7 @@ class AnswerOnlyTrainer(SFTTrainer):
         # Position t predicts the token at t + 1.
         targets = inputs["labels"][:, 1:]
         answers = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
-        context = {name: value for name, value in inputs.items() if name != "labels"}
+        context = {name: value for name, value in inputs.items() if name not in ("labels", "seq_idx")}
         logits = model(**context, use_cache=False, logits_to_keep=answers).logits  # (B, len(answers), vocabulary)
         total = cross_entropy(
             logits.flatten(0, 1).float(), targets[:, answers].flatten(), ignore_index=IGNORED, reduction="sum"

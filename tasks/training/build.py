@@ -17,6 +17,7 @@ from tasks.training.packed_attention import PACKED, register
 from tasks.training.packed_trainer import PackedTrainer
 from tasks.training.plan import TrainingPlan
 from tasks.training.ranks import START_LIMIT_S
+from tasks.training.sharded_trainer import ShardedTrainer
 
 EAGER_ATTENTION_TOKENS = 512
 """Up to this length plain products are the faster attention on a CPU (a tenth of a step at 160 tokens); beyond it their
@@ -33,6 +34,10 @@ class _OnGpuExactly(Elastic, SFTTrainer):
 
 class _OnCpu(Elastic, AnswerOnlyTrainer):
     """The loss that is cheap without Triton."""
+
+
+class _Sharded(Elastic, ShardedTrainer):
+    """The base in shards, on whatever device."""
 
 
 def build_trainer(
@@ -56,7 +61,9 @@ def build_trainer(
     precision = precision_of(settings)
     is_cpu = device().type == "cpu"
     is_packed = not is_cpu and precision == "bfloat16"
-    model = load_model(model_folder, precision)
+    # One rank alone has nothing to share.
+    is_sharded = settings.strategy == "fsdp" and plan.world_size > 1
+    model = load_model(model_folder, precision, num_shards=plan.world_size if is_sharded else 1)
     config = SFTConfig(
         output_dir=str(output),
         max_steps=plan.total_steps,
@@ -93,6 +100,8 @@ def build_trainer(
         ddp_find_unused_parameters=False,
         ddp_timeout=int(max(2 * settings.collective_timeout_minutes * 60, START_LIMIT_S)),
         report_to="none",
+        # Of the base in shards transformers could save nothing else; our checkpoints do not go through it.
+        save_only_model=is_sharded,
         disable_tqdm=True,
     )
     if is_packed:
@@ -100,7 +109,8 @@ def build_trainer(
         model.set_attn_implementation(PACKED)
     elif is_cpu and longest_tokens <= EAGER_ATTENTION_TOKENS:
         model.set_attn_implementation("eager")
-    trainer = (_OnCpu if is_cpu else _OnGpu if is_packed else _OnGpuExactly)(
+    kind = _Sharded if is_sharded else _OnCpu if is_cpu else _OnGpu if is_packed else _OnGpuExactly
+    trainer = kind(
         model=model,
         args=config,
         train_dataset=rows,
@@ -119,4 +129,4 @@ def precision_of(settings: TrainingSettings) -> Resolved:
 
     On a CPU embedding, norms and with them the residual stream stay in float32, which costs a twentieth of the speed.
     """
-    return resolve_precision(settings.precision, on_cpu="mixed")
+    return resolve_precision(settings.precision, on_cpu="mixed" if settings.strategy == "ddp" else "float32")

@@ -26,6 +26,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import SFTTrainer
 
 from tasks.contracts.files import read_json
+from tasks.training.adapter import trained_weights
 from tasks.training.checkpoint_writer import CheckpointWriter
 from tasks.training.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS, OPTIMIZER, STATE, TRAINER_STATE, Snapshot
 from tasks.training.ledger import Ledger
@@ -165,7 +166,7 @@ class Elastic(SFTTrainer):
         }
         snapshot = Snapshot(
             step=step,
-            adapter={name: _off(tensor) for name, tensor in get_peft_model_state_dict(self.model).items()},
+            adapter={name: _off(tensor) for name, tensor in self._adapter().items()},
             optimizer=dict(self._moments()),
             texts={
                 STATE: json.dumps(state, indent=2, sort_keys=True),
@@ -178,6 +179,10 @@ class Elastic(SFTTrainer):
         self.watchdog.at(f"step {step}, waiting for the checkpoint before it")
         self.writer.submit(snapshot)
 
+    def _adapter(self) -> dict[str, torch.Tensor]:
+        named: dict[str, torch.Tensor] = get_peft_model_state_dict(self.model, state_dict=trained_weights(self.model))
+        return named
+
     def _moments(self) -> Iterator[tuple[str, torch.Tensor]]:
         optimizer = self.optimizer.optimizer
         for name, parameter in self.model.named_parameters():
@@ -187,7 +192,7 @@ class Elastic(SFTTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         path = Path(resume_from_checkpoint) / ADAPTER_WEIGHTS
         tensors = load_file(path)
-        expected = get_peft_model_state_dict(self.model)
+        expected = self._adapter()
         if tensors.keys() != expected.keys():
             odd = sorted(tensors.keys() ^ expected.keys())
             raise ValueError(

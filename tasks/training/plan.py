@@ -13,6 +13,7 @@ FREE_SETTINGS = frozenset(
         "log_every_steps",
         "collective_timeout_minutes",
         "merge_adapter",
+        "strategy",
     }
 )
 """Training settings that change how fast or in how much memory, and nothing that is learnt: a run may go on with others."""

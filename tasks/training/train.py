@@ -27,6 +27,7 @@ from tasks.training.plan import TrainingPlan, plan_training
 from tasks.training.ranks import START_LIMIT_S, Ranks
 from tasks.training.reporter import LOSS, SPEED, Reporter, say
 from tasks.training.rows import load_rows, num_tokens
+from tasks.training.sharded_trainer import ShardedTrainer, held_parameters
 from tasks.training.start import agree_on_checkpoint, binding_of, check_inputs, on_rank_0
 from tasks.training.stop_request import StopRequest
 from tasks.training.watchdog import Watchdog
@@ -111,6 +112,7 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
         lengths=lengths,
     )
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    held = held_parameters(trainer.model)
     if writer is not None and ledger is not None:
         trainer.record_to(writer, ledger)
         if reduction is not None:
@@ -122,6 +124,7 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
             f"{len(rows)} conversations, {plan.total_steps} steps of {settings.global_batch_size}: {ranks.world_size} "
             f"ranks x {plan.per_device_batch_size} x {plan.accumulation_steps} accumulated; {trainable:,} trainable "
             f"parameters, {precision_of(settings)}"
+            + (f"; the base in shards, {held:,} parameters a rank" if isinstance(trainer, ShardedTrainer) else "")
             + (f"; going on from {folder_of(checkpoints, resumed).name}" if resumed is not None else "")
         )
     ranks.barrier("after loading the model", START_LIMIT_S)
@@ -154,6 +157,7 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
         "world_size": ranks.world_size,
         "per_device_batch_size": plan.per_device_batch_size,
         "trainable_parameters": trainable,
+        "held_parameters": held,
         "precision": precision_of(settings),
         "peak_memory_gbytes": peak_memory_gbytes(),
         "num_starts": proof.num_starts,

@@ -1,0 +1,47 @@
+"""The base model sharded over all ranks (FSDP2), the adapter whole on each: for models that do not fit one GPU.
+
+What is large in LoRA is the frozen base, and it needs no gradient: FSDP2 gathers a layer's matrices before it is used and
+drops them after. The adapter, its gradients and AdamW's moments are a hundredth of it and stay plain tensors on every rank.
+Checkpoints and results are therefore those of data parallelism, and a run goes on from one strategy with the other, on any
+number of ranks: a sharded state to save, gather or convert does not exist.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from tasks.training.answer_only_loss import AnswerOnlyTrainer
+
+
+class ShardedTrainer(AnswerOnlyTrainer):
+    """:class:`~trl.SFTTrainer` on a model that ``from_pretrained`` sharded (``DistributedConfig.fsdp_size``).
+
+    The head is called as a module, which FSDP2 gathers; the losses that read its matrix would find a shard.
+    """
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        """One adapter on all ranks. transformers would average each gradient as it comes, which gloo cannot."""
+        with torch.no_grad():
+            for parameter in _trained(model):
+                dist.broadcast(parameter, src=0)
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        """Called once an optimiser step, after the last micro-batch: average the gradients over the ranks, then clip."""
+        gradients = [p.grad for p in _trained(model) if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+        norm: torch.Tensor = super()._clip_grad_norm(model)
+        return norm
+
+
+def held_parameters(model: nn.Module) -> int:
+    """How many parameters this rank holds: of a sharded one its own part."""
+    return sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in model.parameters())
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
