@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from tasks.training.checkpoint_writer import CheckpointWriter
 from tasks.training.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS, OPTIMIZER, STATE, TRAINER_STATE, Snapshot
 from tasks.training.ledger import Ledger
 from tasks.training.loss_check import NUM_STEPS_COMPARED, LossCheck, LossDiverged, check_divergence
+from tasks.training.rank_report import RankClock, RankReport, RankReports
 from tasks.training.ranks import Gathering, Ranks
 from tasks.training.stop_request import StopRequest, leave_silently
 from tasks.training.watchdog import Watchdog
@@ -44,6 +46,7 @@ class Elastic(SFTTrainer):
 
     Args:
         lengths: tokens of each row, by its number.
+        reports: gets what the ranks tell of each step.
 
     Attributes:
         is_preempted: training ended because a rank was told to go.
@@ -59,10 +62,13 @@ class Elastic(SFTTrainer):
         stop: StopRequest,
         say: Callable[[str], None],
         lengths: Sequence[int],
+        reports: RankReports,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._lengths = lengths
+        self._reports = reports
+        self._clock = RankClock(is_first_of_node=self.args.local_process_index == 0)
         self.ranks, self.watchdog, self.stop, self.say = ranks, watchdog, stop, say
         self.is_preempted = False
         self.writer: CheckpointWriter | None = None
@@ -85,12 +91,15 @@ class Elastic(SFTTrainer):
         """The micro-batches of one step; their rows and this rank's wish to stop begin their way to all ranks."""
         step = self.state.global_step + 1
         self.watchdog.at(f"step {step}, reading its rows")
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        rows = self._clock.waiting(epoch_iterator)
+        batches, num_items = super().get_batch_samples(rows, num_batches, device)
         self._rows = [batch.pop(ROW) for batch in batches]
         self._micro_batch = 0
         # Begun here and awaited when the step is over: the ranks agree on every step and it costs no time. A signal that
         # comes during a step ends the run after the next.
-        self._gathering = self.ranks.gather([self.stop.signal or 0, *(row for rows in self._rows for row in rows)])
+        report = self._clock.report(self.stop.signal or 0)
+        self._gathering = self.ranks.gather([*report.numbers(), *(row for rows in self._rows for row in rows)])
+        self._clock.begin()
         return batches, num_items
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -107,6 +116,8 @@ class Elastic(SFTTrainer):
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The loss as the class behind this one computes it."""
         loss = super().compute_loss(*args, **kwargs)
+        if self._micro_batch + 1 == len(self._rows):
+            self._clock.end()
         self.watchdog.at(f"step {self.state.global_step + 1}, backward pass of micro-batch {self._micro_batch + 1}")
         return loss
 
@@ -115,9 +126,11 @@ class Elastic(SFTTrainer):
         step, gathering = self.state.global_step, self._gathering
         assert gathering is not None
         self.watchdog.at(f"step {step}, waiting for all ranks to end it")
-        parts = gathering.wait()
+        reports, parts = zip(*map(RankReport.read, gathering.wait()), strict=True)
+        if self.ranks.rank == 0:
+            self._reports.add(reports)
         size = self.args.per_device_train_batch_size
-        rows = [row for at in range(1, len(parts[0]), size) for part in parts for row in part[at : at + size]]
+        rows = [row for at in range(0, len(parts[0]), size) for part in parts for row in part[at : at + size]]
         # Padding is none of them; on a GPU a count of its own would have to be waited for.
         self.state.num_input_tokens_seen += sum(self._lengths[row] for row in rows)
         self._recent[step] = rows
@@ -126,7 +139,7 @@ class Elastic(SFTTrainer):
         if self.ledger is not None and self.writer is not None:
             self.ledger.record(step, rows)
             self.writer.check()
-        asked = {rank: part[0] for rank, part in enumerate(parts) if part[0]}
+        asked = {rank: report.signal for rank, report in enumerate(reports) if report.signal}
         if asked and step < self.state.max_steps:
             self.is_preempted = True
             control.should_save = control.should_training_stop = True
@@ -149,6 +162,7 @@ class Elastic(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Copy the state off and let it be written beside training."""
+        began = time.perf_counter()
         step = self.state.global_step
         self.watchdog.at(f"step {step}, copying the checkpoint off")
         self._losses.finish()
@@ -178,6 +192,7 @@ class Elastic(SFTTrainer):
         self._saved_step = step
         self.watchdog.at(f"step {step}, waiting for the checkpoint before it")
         self.writer.submit(snapshot)
+        self._reports.checkpoint_s += time.perf_counter() - began
 
     def _adapter(self) -> dict[str, torch.Tensor]:
         named: dict[str, torch.Tensor] = get_peft_model_state_dict(self.model, state_dict=trained_weights(self.model))

@@ -9,8 +9,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tasks.contracts.attempt import Attempt
 from tasks.training.checkpoints import is_full_disk
 from tasks.training.plan import TrainingPlan
+from tasks.training.rank_report import RankReports
 
-LOSS, SPEED = "train/loss", "train/tokens_per_s_per_gpu"
+LOSS, SPEED, STEP = "train/loss", "train/tokens_per_s_per_gpu", "train/step_seconds"
 FAILED_CHECKPOINTS = "train/failed_checkpoints"
 NAMES = {"loss": LOSS, "learning_rate": "train/learning_rate", "grad_norm": "train/grad_norm"}
 
@@ -28,19 +29,23 @@ class Reporter(TrainerCallback):
     """Logs every point to the attempt's metrics and says how far the run is. Padding is not counted as tokens.
 
     Args:
+        reports: what the ranks tell of themselves.
         failed_checkpoints: grows while training runs; how many are told with every point once there are any.
     """
 
-    def __init__(self, attempt: Attempt, plan: TrainingPlan, failed_checkpoints: Sequence[str]) -> None:
+    def __init__(
+        self, attempt: Attempt, plan: TrainingPlan, reports: RankReports, failed_checkpoints: Sequence[str]
+    ) -> None:
         self._attempt = attempt
         self._plan = plan
+        self._reports = reports
         self._failed_checkpoints = failed_checkpoints
-        self._last = (0.0, 0)
+        self._last = (0.0, 0, 0)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._last = (time.perf_counter(), int(state.num_input_tokens_seen))
+        self._last = (time.perf_counter(), int(state.num_input_tokens_seen), state.global_step)
         self._progress(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -57,20 +62,22 @@ class Reporter(TrainerCallback):
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
         now, tokens = time.perf_counter(), int(state.num_input_tokens_seen)
-        seconds, new_tokens = now - self._last[0], tokens - self._last[1]
-        self._last = (now, tokens)
+        seconds, new_tokens, new_steps = now - self._last[0], tokens - self._last[1], state.global_step - self._last[2]
+        self._last = (now, tokens, state.global_step)
         speed = new_tokens / seconds / self._plan.world_size
         metrics = {name: float(logs[key]) for key, name in NAMES.items() if key in logs}
         # The trainer sees all epochs as one, in the order that the plan gave them.
         epoch = state.global_step / self._plan.steps_per_epoch
-        metrics |= {SPEED: speed, "train/epoch": epoch}
+        of_ranks, words = self._reports.take()
+        metrics |= {SPEED: speed, STEP: seconds / new_steps, "train/epoch": epoch, **of_ranks}
         if self._failed_checkpoints:
             metrics[FAILED_CHECKPOINTS] = len(self._failed_checkpoints)
         self._write(lambda: self._attempt.log_metrics(state.global_step, metrics))
-        left = (state.max_steps - state.global_step) * seconds / max(1, args.logging_steps)
+        left = (state.max_steps - state.global_step) * seconds / new_steps
         say(
             f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}  "
             f"lr {logs.get('learning_rate', 0):.2e}  {speed:.0f} tokens/s/rank  about {left:.0f} s left"
+            + (f"  {words}" if words else "")
         )
 
     def _progress(self, state: TrainerState) -> None:

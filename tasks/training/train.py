@@ -24,6 +24,7 @@ from tasks.training.micro_batch import is_out_of_memory, read_reduction, reduce
 from tasks.training.order import training_order
 from tasks.training.packed_trainer import PackedTrainer
 from tasks.training.plan import TrainingPlan, plan_training
+from tasks.training.rank_report import RankReports
 from tasks.training.ranks import START_LIMIT_S, Ranks
 from tasks.training.reporter import LOSS, SPEED, Reporter, say
 from tasks.training.rows import load_rows, num_tokens
@@ -96,6 +97,7 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
         seed=settings.seed,
     )
     watchdog = Watchdog(ranks, limit_s, say=say)
+    reports = RankReports()
     trainer = build_trainer(
         settings,
         plan,
@@ -104,12 +106,13 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
         rows.select_columns(["input_ids", "labels"]).add_column(ROW, list(range(len(rows)))).select(order),
         max(lengths),
         output,
-        callbacks=[Reporter(attempt, plan, writer.failures if writer else [])],
+        callbacks=[Reporter(attempt, plan, reports, writer.failures if writer else [])],
         ranks=ranks,
         watchdog=watchdog,
         stop=stop,
         say=say,
         lengths=lengths,
+        reports=reports,
     )
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     held = held_parameters(trainer.model)
@@ -163,6 +166,7 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
         "num_starts": proof.num_starts,
         "num_steps_redone": proof.num_redone,
         "failed_checkpoints": writer.failures,
+        "checkpoint_held_s": reports.checkpoint_s,
         **merged,
     }
 

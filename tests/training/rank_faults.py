@@ -14,6 +14,7 @@ def plant(rank: int, faults: Mapping[str, Any]) -> None:
     """Plant what ``faults`` say.
 
     ``pause_s``: seconds every forward pass takes longer.
+    ``slow``: ``{"rank": 1, "seconds": 0.1}``; every forward pass of that rank takes so much longer.
     ``memory_rows``: a forward pass of more rows than this is out of memory.
     ``hang``, ``nan``, ``signal``: ``{"rank": 1, "forward": 7}``; the rank's 7th forward pass never ends, has a loss that is
     no number, or gets the signal ``number``.
@@ -25,6 +26,8 @@ def plant(rank: int, faults: Mapping[str, Any]) -> None:
         nonlocal count
         count += 1
         time.sleep(faults.get("pause_s", 0))
+        if faults.get("slow", {}).get("rank") == rank:
+            time.sleep(faults["slow"]["seconds"])
         if kwargs["input_ids"].shape[0] > faults.get("memory_rows", 1 << 30):
             raise torch.OutOfMemoryError("CUDA out of memory (planted)")
         here = {name for name in ("hang", "nan", "signal") if faults.get(name) and _is_here(faults[name], rank, count)}

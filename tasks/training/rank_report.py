@@ -1,0 +1,147 @@
+"""What each rank tells of itself with every step: who is slow, who waits for rows, what its node moves.
+
+The figures are whole numbers and ride in the gathering that the ranks hold at every step anyway (``elastic.py``), so that
+knowing costs no collective of its own.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
+from typing import Any
+
+import psutil
+import torch
+
+SLOW = 1.1
+"""A rank whose own work takes so many times the median's is named in the log."""
+
+
+@dataclass(frozen=True)
+class RankReport:
+    """One rank's figures of the step before; 0 where there are none.
+
+    Attributes:
+        signal: the request to leave that reached it.
+        work_us: from the step's first row to the end of its last forward pass, before it needs the others.
+        wait_us: for rows.
+        network_kbytes: what its node sent and received since the step before; of the node's first rank only.
+        storage_kbytes: what this process read from and wrote to storage.
+    """
+
+    signal: int
+    work_us: int
+    wait_us: int
+    network_kbytes: int
+    storage_kbytes: int
+
+    @classmethod
+    def read(cls, numbers: Sequence[int]) -> tuple["RankReport", list[int]]:
+        """The report at the head of what a rank sent, and the rest."""
+        size = len(fields(cls))
+        return cls(*numbers[:size]), list(numbers[size:])
+
+    def numbers(self) -> list[int]:
+        """As it is sent."""
+        return list(astuple(self))
+
+
+class RankClock:
+    """Times this rank's own part of a step, on the device that does it."""
+
+    def __init__(self, *, is_first_of_node: bool) -> None:
+        self._is_first = is_first_of_node
+        self._is_gpu = torch.cuda.is_available()
+        self._marks: list[Any] = []
+        self._work_us = self._wait_us = 0
+        self._process = psutil.Process()
+        self._moved = self._counters()
+
+    def waiting(self, rows: Iterator[Any]) -> Iterator[Any]:
+        """The same rows; the time until each comes is counted."""
+        self._wait_us = 0
+        while True:
+            began = time.perf_counter()
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            finally:
+                self._wait_us += round((time.perf_counter() - began) * 1e6)
+            yield row
+
+    def begin(self) -> None:
+        """The step's rows are there."""
+        self._marks = [self._mark()]
+
+    def end(self) -> None:
+        """The last forward pass of the step is over (on a GPU: is queued)."""
+        self._marks.append(self._mark())
+
+    def report(self, signal: int) -> RankReport:
+        """Of the step before; a GPU that has not finished it yet is not waited for."""
+        if len(self._marks) == 2:
+            first, last = self._marks
+            if not self._is_gpu:
+                self._work_us = round((last - first) * 1e6)
+            elif last.query():
+                self._work_us = round(first.elapsed_time(last) * 1e3)
+        before, self._moved = self._moved, self._counters()
+        network, storage = ((now - then) // 1000 for now, then in zip(self._moved, before, strict=True))
+        return RankReport(signal, self._work_us, self._wait_us, max(0, network), max(0, storage))
+
+    def _mark(self) -> Any:
+        if not self._is_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _counters(self) -> tuple[int, int]:
+        moved = psutil.net_io_counters() if self._is_first else None
+        used = self._process.io_counters()
+        return (moved.bytes_sent + moved.bytes_recv if moved else 0), used.read_bytes + used.write_bytes
+
+
+class RankReports:
+    """On rank 0: the reports since the last logged point.
+
+    Attributes:
+        checkpoint_s: for how long training has been held up by all checkpoints.
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[Sequence[RankReport]] = []
+        self._began = time.perf_counter()
+        self.checkpoint_s = 0.0
+        self._checkpoint_s_told = 0.0
+
+    def add(self, reports: Sequence[RankReport]) -> None:
+        """Of one step, all ranks' in their order."""
+        self._steps.append(reports)
+
+    def take(self) -> tuple[dict[str, float], str]:
+        """The metrics of the window that ends now, and words about a rank that stands out, or none."""
+        now = time.perf_counter()
+        seconds, self._began = now - self._began, now
+        steps, self._steps = self._steps, []
+        held, self._checkpoint_s_told = self.checkpoint_s - self._checkpoint_s_told, self.checkpoint_s
+        metrics = {"train/checkpoint_held_seconds": held} if held else {}
+        if not steps:
+            return metrics, ""
+        ranks = list(zip(*steps, strict=True))
+        work = [sum(report.work_us for report in rank) / len(rank) / 1e6 for rank in ranks]
+        slowest = max(range(len(work)), key=work.__getitem__)
+        # The lower median: of two ranks the slow one is compared with the other.
+        median = sorted(work)[(len(work) - 1) // 2]
+        metrics |= {
+            "train/data_wait_seconds": max(sum(r.wait_us for r in rank) for rank in ranks) / len(steps) / 1e6,
+            "train/network_mbytes_per_s": sum(r.network_kbytes for rank in ranks for r in rank) / 1e3 / seconds,
+            "train/storage_mbytes_per_s": sum(r.storage_kbytes for rank in ranks for r in rank) / 1e3 / seconds,
+        }
+        if not median or len(ranks) == 1:
+            return metrics, ""
+        metrics |= {"train/slowest_rank": slowest, "train/slowest_rank_work_ratio": work[slowest] / median}
+        metrics |= {f"rank/{rank:03d}/work_seconds": taken for rank, taken in enumerate(work)}
+        if work[slowest] < SLOW * median:
+            return metrics, ""
+        return metrics, f"rank {slowest} is slow: its own work takes {work[slowest] / median:.2f} times the others'"
