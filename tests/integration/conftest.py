@@ -1,5 +1,7 @@
 """Servers, storage and one finished run that the integration tests share."""
 
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,32 @@ def first_run(storage: Path, stack: Addresses) -> tuple[int, str, Path]:
     """One run from rows to report: exit status, output, and what ``latest`` named when it had ended."""
     code, output = finish(start(storage, stack, "first"))
     return code, output, (storage / "runs" / "latest").resolve()
+
+
+@pytest.fixture(scope="session")
+def small_model(embedded_model: Path, storage: Path) -> Path:
+    """The embedded model's first four layers: what happens to a run is the same, and each stage takes seconds."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = storage / "models" / "four-layers"
+    AutoModelForCausalLM.from_pretrained(embedded_model, num_hidden_layers=4).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(embedded_model).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def start_small(small_model: Path, storage: Path, stack: Addresses) -> Callable[..., subprocess.Popen]:
+    """Starts a run of the small model under a name, with settings of its own."""
+
+    def begin(run: str, **settings: object) -> subprocess.Popen:
+        model = {"model__name": small_model, "model__family": "smollm2", "training__lora__first_layer": 0}
+        return start(storage, stack, run, **model | settings)
+
+    return begin
+
+
+@pytest.fixture(scope="session")
+def small_run(start_small: Callable[..., subprocess.Popen]) -> None:
+    """A whole run of the small model: later ones reuse its dataset and baseline."""
+    code, output = finish(start_small("small"))
+    assert code == 3, output

@@ -22,7 +22,6 @@ from tests.integration.finetune_process import (
     mlflow_statuses,
     prefect_state,
     prefect_states,
-    start,
     wait_for_child,
     wait_for_line,
 )
@@ -30,6 +29,8 @@ from tests.processes import processes_under
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
 
+# Training that still runs when another process has started.
+LONG = {"training__num_epochs": 12}
 # Settings with which a stage has work of its own to do, whatever was cached before.
 FRESH = {
     "prepare_dataset": {"dataset__seed": 1},
@@ -53,22 +54,26 @@ def rank_of(storage: Path, run: str, stage: str, rank: str, limit_s: float = 180
     pytest.fail(f"rank {rank} of {job} never lived")
 
 
-def test_a_killed_rank_is_failed_everywhere_with_its_own_error_and_the_run_resumes(first_run, storage, stack):
-    process = start(storage, stack, "killed", pool__max_retries=0)
+def test_a_killed_rank_is_failed_everywhere_with_its_own_error_and_the_run_resumes(
+    small_run, start_small, storage, stack
+):
+    process = start_small("killed", pool__max_retries=0)
     wait_for_line(storage / "runs" / "killed" / "jobs" / "train_adapter", "step 3/6")
     rank_of(storage, "killed", "train_adapter", "1").kill()
     assert_failed_with_its_rank(process, storage, stack, "killed", "train_adapter", 1)
 
-    code, output = finish(start(storage, stack, "killed"))
+    code, output = finish(start_small("killed"))
     assert code == 3, output
-    assert "going on from step-000002" in output
+    assert re.search("going on from step-00000[24]", output)
 
 
-def test_a_stage_that_fails_first_fails_the_run_and_the_others_say_that_they_were_stopped(first_run, storage, stack):
+def test_a_stage_that_fails_first_fails_the_run_and_the_others_say_that_they_were_stopped(
+    small_run, start_small, storage, stack
+):
     run = "first-fails"
     # Three jobs that need nothing of each other: one has the machine, two wait for it.
     settings = {"inference__adapter": "none", "inference__max_new_tokens": 47, "pool__max_retries": 0}
-    process = start(storage, stack, run, **settings)
+    process = start_small(run, **settings)
     rank = rank_of(storage, run, "", "1")
     stage = re.search(r"/jobs/(\w+)/", " ".join(rank.cmdline()))[1]
     rank.kill()
@@ -92,9 +97,9 @@ def assert_failed_with_its_rank(
 
 
 @pytest.mark.parametrize("stage", ["prepare_dataset", "run_inference_finetuned"])
-def test_ctrl_c_ends_the_run_truthfully_and_leaves_nothing(first_run, storage, stack, stage):
+def test_ctrl_c_ends_the_run_truthfully_and_leaves_nothing(small_run, start_small, storage, stack, stage):
     run = f"interrupted-{stage}"
-    process = start(storage, stack, run, **FRESH[stage])
+    process = start_small(run, **FRESH[stage])
     rank_of(storage, run, stage, "0")
     process.send_signal(signal.SIGINT)
     code, output = finish(process)
@@ -107,12 +112,12 @@ def test_ctrl_c_ends_the_run_truthfully_and_leaves_nothing(first_run, storage, s
     assert children[stage] == "KILLED"
 
 
-def test_ctrl_c_in_the_comparison_keeps_every_answer(first_run, storage, stack):
+def test_ctrl_c_in_the_comparison_keeps_every_answer(small_run, start_small, storage, stack):
     run = "interrupted-compare"
     # A run of which everything but the comparison is finished.
-    shutil.copytree(storage / "runs" / "first", storage / "runs" / run, symlinks=True)
+    shutil.copytree(storage / "runs" / "small", storage / "runs" / run, symlinks=True)
     shutil.rmtree(storage / "runs" / run / "report")
-    process = start(storage, stack, run)
+    process = start_small(run)
     wait_for_child(stack, run, "compare_models")
     process.send_signal(signal.SIGINT)
     code, output = finish(process)
@@ -122,15 +127,15 @@ def test_ctrl_c_in_the_comparison_keeps_every_answer(first_run, storage, stack):
     assert (status, children["compare_models"]) == ("KILLED", "KILLED")
     assert {children[stage] for stage in STAGES - {"compare_models"}} == {"FINISHED"}
 
-    code, output = finish(start(storage, stack, run))
+    code, output = finish(start_small(run))
     assert code == 3, output
     assert (storage / "runs" / run / "report" / "comparison.html").exists()
 
 
 @pytest.mark.parametrize(("number", "said"), [(signal.SIGTERM, "Crashed"), (signal.SIGHUP, "Cancelled")])
-def test_a_run_told_to_end_or_left_by_its_terminal_stops_its_jobs(first_run, storage, stack, number, said):
+def test_a_run_told_to_end_or_left_by_its_terminal_stops_its_jobs(small_run, start_small, storage, stack, number, said):
     run = f"ended-by-{number.name.lower()}"
-    process = start(storage, stack, run, training__max_steps_per_epoch=2, inference__adapter="none")
+    process = start_small(run, training__max_steps_per_epoch=2, inference__adapter="none")
     rank_of(storage, run, "train_adapter", "0")
     process.send_signal(number)
     code, output = finish(process)
@@ -140,9 +145,11 @@ def test_a_run_told_to_end_or_left_by_its_terminal_stops_its_jobs(first_run, sto
     assert mlflow_statuses(stack, run)[0] == "KILLED"
 
 
-def test_a_dead_flows_job_lives_on_and_reconcile_ends_it_and_makes_both_statuses_true(first_run, storage, stack):
+def test_a_dead_flows_job_lives_on_and_reconcile_ends_it_and_makes_both_statuses_true(
+    small_run, start_small, storage, stack
+):
     run = "orphaned"
-    process = start(storage, stack, run)
+    process = start_small(run, **LONG)
     rank_of(storage, run, "train_adapter", "1")
     process.kill()
     finish(process)
@@ -164,11 +171,11 @@ def test_a_dead_flows_job_lives_on_and_reconcile_ends_it_and_makes_both_statuses
     assert (status, children["train_adapter"]) == ("KILLED", "KILLED")
 
 
-def test_a_run_is_driven_by_one_flow_at_a_time(first_run, storage, stack):
+def test_a_run_is_driven_by_one_flow_at_a_time(small_run, start_small, storage, stack):
     run = "driven"
-    process = start(storage, stack, run)
+    process = start_small(run, **LONG)
     rank_of(storage, run, "train_adapter", "1")
-    code, output = finish(start(storage, stack, run))
+    code, output = finish(start_small(run))
     assert code == 1, output
     assert f"is driven by another process (process {process.pid} on" in output
     process.send_signal(signal.SIGINT)
@@ -177,8 +184,8 @@ def test_a_run_is_driven_by_one_flow_at_a_time(first_run, storage, stack):
     assert mlflow_statuses(stack, run)[0] == "KILLED"
 
 
-def test_the_jobs_of_a_cancelled_flow_are_ended_by_its_hook(first_run, storage, stack):
-    process = start(storage, stack, "hooked")
+def test_the_jobs_of_a_cancelled_flow_are_ended_by_its_hook(small_run, start_small, storage, stack):
+    process = start_small("hooked", **LONG)
     rank_of(storage, "hooked", "train_adapter", "1")
     process.kill()
     finish(process)
@@ -187,11 +194,11 @@ def test_the_jobs_of_a_cancelled_flow_are_ended_by_its_hook(first_run, storage, 
     assert not processes_under(storage)
 
 
-def test_a_dataset_without_a_usable_row_says_so(first_run, storage, stack, tmp_path):
+def test_a_dataset_without_a_usable_row_says_so(small_run, start_small, storage, stack, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"conversations": [{"from": "human", "value": "no answer follows"}], "tools": "[]"}\n' * 40)
     run = "unusable"
-    code, output = finish(start(storage, stack, run, dataset__sources=rows))
+    code, output = finish(start_small(run, dataset__sources=rows))
     assert code == 1, output
     assert str(rows) in output
     state, tasks = prefect_states(stack, run)
@@ -199,14 +206,14 @@ def test_a_dataset_without_a_usable_row_says_so(first_run, storage, stack, tmp_p
     assert mlflow_statuses(stack, run)[1]["prepare_dataset"] == "FAILED"
 
 
-def test_a_model_that_the_hub_does_not_have_says_so(first_run, storage, stack):
-    code, output = finish(start(storage, stack, "no-model", model__name="nobody/no-such-model"))
+def test_a_model_that_the_hub_does_not_have_says_so(small_run, start_small, storage, stack):
+    code, output = finish(start_small("no-model", model__name="nobody/no-such-model"))
     assert code == 1, output
     assert "nobody/no-such-model" in output
     assert "local folder" in output
 
 
-def test_a_disk_that_fills_up_costs_checkpoints_and_not_the_run(first_run, storage, stack, tmp_path):
+def test_a_disk_that_fills_up_costs_checkpoints_and_not_the_run(small_run, start_small, storage, stack, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=66m", "tmpfs", disk], capture_output=True, text=True)
@@ -214,9 +221,9 @@ def test_a_disk_that_fills_up_costs_checkpoints_and_not_the_run(first_run, stora
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
     try:
         (disk / "models").symlink_to(storage / "models")
-        settings = {"storage__shared": disk, "storage__min_free_gbytes": 0.01}
+        settings = {"storage__shared": disk, "storage__min_free_gbytes": 0.01, "training__lora__rank": 72}
         # A checkpoint is 36 MB with its optimiser: the first fits, the two after it do not.
-        code, output = finish(start(storage, stack, "full", **settings))
+        code, output = finish(start_small("full", **settings))
         assert code == 3, output
         assert "CHECKPOINT NOT WRITTEN at step 4: [Errno 28] No space left on device" in output
         assert "some checkpoints could not be written" in output
