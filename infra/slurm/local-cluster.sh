@@ -2,6 +2,7 @@
 # A throwaway Slurm of two nodes on this machine, from Debian's packages, to try and test the pool with; needs root.
 #
 #   infra/slurm/local-cluster.sh up        starts it and prints the SLURM_CONF to export
+#   ACCOUNTING=1 ... up                    with slurmdbd and a MariaDB of its own, so that sacct answers
 #   infra/slurm/local-cluster.sh down      ends it and everything that it runs
 #   infra/slurm/local-cluster.sh kill N    kills node N's slurmd, as if the node had died
 #   infra/slurm/local-cluster.sh start N   brings it back
@@ -14,9 +15,15 @@ export SLURM_CONF=$folder/slurm.conf
 host=$(hostname)
 
 install_packages() {
-    if ! command -v slurmctld slurmd munged sbatch > /dev/null; then
+    local commands=(slurmctld slurmd munged sbatch) packages=(slurmctld slurmd slurm-client munge)
+    if [ -n "${ACCOUNTING:-}" ]; then
+        commands+=(slurmdbd mariadbd mariadb-install-db)
+        packages+=(slurmdbd mariadb-server)
+    fi
+    if [ "$(command -v "${commands[@]}" | wc -l)" -lt "${#commands[@]}" ]; then
         apt-get update -q
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends slurmctld slurmd slurm-client munge
+        # At runlevel 1 Debian does not start the packages' own services, which would run beside this cluster.
+        RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${packages[@]}"
     fi
 }
 
@@ -53,6 +60,56 @@ NodeName=node[0-1] NodeHostname=$host NodeAddr=127.0.0.1 Port=[17001-17002] CPUs
 PartitionName=main Nodes=node[0-1] Default=YES MaxTime=INFINITE State=UP
 PartitionName=short Nodes=node[0-1] MaxTime=1 State=UP
 CONF
+    if [ -n "${ACCOUNTING:-}" ]; then
+        # The controller forgets a job after MinJobAge, and then sacct alone knows what became of it.
+        sed -i 's/^MinJobAge=.*/MinJobAge=5/' "$SLURM_CONF"
+        cat >> "$SLURM_CONF" <<CONF
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort=17200
+CONF
+    fi
+}
+
+start_accounting() {
+    local socket=$folder/mariadb/socket
+    install -d -o mysql -g mysql "$folder/mariadb"
+    mariadb-install-db --user=mysql --datadir="$folder/mariadb/data" --auth-root-authentication-method=socket \
+        --skip-test-db > "$folder/mariadb-install.log" 2>&1
+    # No port: only who may open the socket in this root's folder reaches it.
+    setsid mariadbd --no-defaults --user=mysql --datadir="$folder/mariadb/data" --socket="$socket" --skip-networking \
+        --pid-file="$folder/mariadb/pid" > "$folder/mariadb.log" 2>&1 &
+    for _ in $(seq 60); do
+        if mariadb --no-defaults --socket="$socket" -e 'CREATE DATABASE IF NOT EXISTS slurm_acct_db' 2> /dev/null; then
+            break
+        fi
+        sleep 0.5
+    done
+    (umask 077 && cat > "$folder/slurmdbd.conf" <<CONF
+AuthType=auth/munge
+DbdHost=localhost
+DbdPort=17200
+SlurmUser=root
+LogFile=$folder/slurmdbd.log
+PidFile=$folder/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+StorageLoc=slurm_acct_db
+CONF
+    )
+    # slurmdbd reads both files beside the one that SLURM_CONF names; the client library takes the socket from here.
+    MYSQL_UNIX_PORT=$socket slurmdbd
+    for _ in $(seq 60); do
+        if sacctmgr --noheader --parsable2 show cluster > /dev/null 2>&1; then
+            sacctmgr --immediate --quiet add cluster proving-ground > /dev/null 2>&1 || true
+            return
+        fi
+        sleep 0.5
+    done
+    tail -n 20 "$folder/slurmdbd.log" "$folder/mariadb.log" >&2
+    echo "slurmdbd did not answer in 30 s; its log is in $folder" >&2
+    exit 1
 }
 
 start_munge() {
@@ -105,6 +162,7 @@ case "${1:-}" in
         install_packages
         write_settings
         start_munge
+        [ -z "${ACCOUNTING:-}" ] || start_accounting
         slurmctld -f "$SLURM_CONF"
         start_node 0
         start_node 1
@@ -117,6 +175,9 @@ case "${1:-}" in
             sleep 1
             pkill -KILL -f "slurmd -N node[01] -f $SLURM_CONF" || true
             pkill -KILL -f "slurmctld -f $SLURM_CONF" || true
+            for daemon in slurmdbd.pid mariadb/pid; do
+                [ ! -f "$folder/$daemon" ] || kill -KILL "$(cat "$folder/$daemon")" 2> /dev/null || true
+            done
             rm -rf "$folder"
         fi
         ;;

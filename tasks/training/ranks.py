@@ -4,6 +4,7 @@ Everything here goes through a gloo group on the CPU, so that no agreement waits
 """
 
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +21,10 @@ class MissingRanks(RuntimeError):
     """Some ranks did not come to where all must be."""
 
 
+class CannotMeet(RuntimeError):
+    """The ranks cannot talk to each other."""
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This rank among all."""
@@ -34,13 +39,30 @@ class Ranks:
 
         Args:
             limit_s: longest collective of training; the watchdog ends the attempt before the groups' own limits do.
+
+        Raises:
+            CannotMeet: the network between the ranks, or what moves data over it, does not work.
         """
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         timeout = timedelta(seconds=max(2 * limit_s, START_LIMIT_S))
         if backend == "nccl":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group(backend, timeout=timeout)
-        return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=timeout))
+        try:
+            dist.init_process_group(backend, timeout=timeout)
+            group = dist.new_group(backend="gloo", timeout=timeout)
+            # Both connect at their first collective: now, and not when a model has been loaded for an hour.
+            probe = torch.zeros(1, device="cuda" if backend == "nccl" else "cpu")
+            dist.all_reduce(probe)
+            dist.all_reduce(torch.zeros(1), group=group)
+            probe.item()
+        except RuntimeError as error:
+            of_nccl = "" if backend == "gloo" else "; NCCL_DEBUG=INFO in the pool's env tells what NCCL tried"
+            raise CannotMeet(
+                f"rank {os.environ.get('RANK')} on {socket.gethostname()} cannot reach the other ranks over {backend}: "
+                f"{str(error).strip()}. Look at pool.network, at the interfaces named in {_named_interfaces()}, and at the "
+                f"firewall between the nodes{of_nccl}"
+            ) from error
+        return cls(dist.get_rank(), dist.get_world_size(), group)
 
     def barrier(self, where: str, limit_s: float) -> None:
         """Wait for all ranks.
@@ -90,3 +112,10 @@ class Gathering:
         """The rows of all ranks, in their order."""
         self.work.wait()
         return [part.tolist() for part in self.parts]
+
+
+def _named_interfaces() -> str:
+    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA")
+    return (
+        ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ) or f"none of {', '.join(names)}"
+    )

@@ -15,6 +15,7 @@ def plant(rank: int, faults: Mapping[str, Any]) -> None:
 
     ``pause_s``: seconds every forward pass takes longer.
     ``slow``: ``{"rank": 1, "seconds": 0.1}``; every forward pass of that rank takes so much longer.
+    ``environment``: variables that the ranks have.
     ``memory_rows``: a forward pass of more rows than this is out of memory.
     ``hang``, ``nan``, ``signal``: ``{"rank": 1, "forward": 7}``; the rank's 7th forward pass never ends, has a loss that is
     no number, or gets the signal ``number``.

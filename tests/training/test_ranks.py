@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.training import toy
 from tests.training.test_checkpoints import BINDING, write
-from tests.training.toy_ranks import context
+from tests.training.toy_ranks import ToyJob, context
 
 pytestmark = pytest.mark.integration
 
@@ -87,3 +88,12 @@ def test_a_rank_that_sees_another_checkpoint_of_that_step_says_so(tmp_path):
     _, second = apart(agree, tmp_path)
     assert "its manifest.json is another one" in second
     assert multiprocessing.active_children() == []
+
+
+def test_a_network_that_does_not_work_is_told_before_a_model_is_loaded(tmp_path):
+    job = ToyJob(tmp_path, toy.arguments(tmp_path, tmp_path / "no-model", tmp_path / "no-rows"))
+    attempt = job.start(2, environment={"GLOO_SOCKET_IFNAME": "eth-none"})
+    assert attempt.wait() == [1, 1]
+    assert "CannotMeet: rank 1 on " in attempt.error(1)
+    assert "cannot reach the other ranks over gloo" in attempt.error(1)
+    assert "the interfaces named in GLOO_SOCKET_IFNAME=eth-none" in attempt.error(1)

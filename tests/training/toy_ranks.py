@@ -122,6 +122,7 @@ def _rank(folder: Path, rank: int, num_ranks: int, port: int, faults: Mapping[st
         "OMP_NUM_THREADS": "1",
         "TORCHELASTIC_ERROR_FILE": str(folder / f"error-{rank}.json"),
     }
+    os.environ |= faults.get("environment", {})
     log = os.open(folder / f"rank-{rank}.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(log, 1)
     os.dup2(log, 2)
