@@ -2,17 +2,16 @@
 
 from tasks.contracts.job import JobHandle, PoolError
 from tasks.contracts.run_folder import RunFolder
-from tasks.contracts.settings import Experiment
-from tasks.pool.backends import open_pool
+from tasks.pool.backends import UsesPool, open_pool
 
 
-def cancel_run(experiment: Experiment, folder: RunFolder) -> None:
+def cancel_run(settings: UsesPool, folder: RunFolder) -> None:
     """Stop every job of a run; when this returns none of their processes is left.
 
     Raises:
         PoolError: of every job that could not be ended; the others were.
     """
-    pool = open_pool(experiment)
+    pool = open_pool(settings)
     errors: list[str] = []
     for newest in sorted(folder.jobs.glob("*/NEWEST")):
         handle = JobHandle(str(newest.parent / newest.read_text().strip()))
