@@ -1,7 +1,11 @@
 """A cluster check's stages as Prefect tasks: each measures on the pool; the last one decides and reports."""
 
+import importlib.metadata
 import json
+import platform
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,7 @@ from tasks.run import CheckRun
 from tasks.stage import run_stage
 
 MAX_HISTORY = 30
+LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 NEEDS: dict[str, tuple[str, ...]] = {
     "devices": ("inventory",),
     "collectives": ("inventory", "devices"),
@@ -190,9 +195,16 @@ def gather(run: CheckRun, outcomes: dict[str, StageOutcome]) -> Evidence:
             f"{len(good)} earlier runs passed on this hardware and software: no history to compare with before "
             f"{run.check.thresholds.min_history}"
         )
-    return Evidence(
-        run.check, outcomes, records, unreadable, figures, problems, history, num_history=len(good), notes=notes
-    )  # fmt: skip
+    return replace(evidence, history=history, num_history=len(good), notes=notes, own_versions=_own_versions())
+
+
+def _own_versions() -> dict[str, str]:
+    """Of this process; its installation is the one that jobs should see."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def write(report: Report, folder: Path, trend: list[dict[str, Any]]) -> None:

@@ -25,6 +25,7 @@ class Evidence:
         training: figures of the training program's runs.
         history: see :data:`History`.
         notes: what is not known, and why.
+        own_versions: of the process that submitted the jobs; they decide who is wrong where two halves differ.
     """
 
     check: ClusterCheck
@@ -36,6 +37,7 @@ class Evidence:
     history: History = field(default_factory=dict)
     num_history: int = 0
     notes: Sequence[str] = ()
+    own_versions: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def place_names(self) -> dict[int, str]:

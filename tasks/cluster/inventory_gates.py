@@ -41,26 +41,35 @@ def _finding(
 
 
 def _equal(evidence: Evidence, records: Sequence[RankRecord], name: str) -> Finding:
-    values = {evidence.place(record): record.facts.get(name) for record in records}
-    action = f"make {name} the same on all nodes" if name not in ("num_processors", "num_threads") else (
-        "look at this node's CPU affinity, cgroup and OMP_NUM_THREADS"
-    )  # fmt: skip
+    is_count = name in ("num_processors", "num_threads")
     # The node is what has a version; a process only shows it.
-    bad = {
-        place.partition("/")[0] if name not in ("num_processors", "num_threads") else place: what
-        for place, what in _minority(values).items()
-    }
+    values = {evidence.place(r) if is_count else evidence.node_name(r.node): r.facts.get(name) for r in records}
+    action = (
+        "look at its CPU affinity, cgroup and OMP_NUM_THREADS" if is_count else f"make {name} the same on all nodes"
+    )
+    numbers = [value for value in values.values() if isinstance(value, int)]
+    # Of two halves, the one with fewer is the one that lacks something; a version is held against the submitting process's.
+    usual = max(numbers) if is_count and numbers else evidence.own_versions.get(name)
+    bad = _minority(values, usual)
     return _finding(f"equal_{name}", "equality", bad, f"{next(iter(values.values()))} on all", action)
 
 
-def _minority(values: Mapping[str, Any]) -> dict[str, str]:
-    """Who differs from what most have; where two halves differ, the later ones, and both values are told."""
+def _minority(values: Mapping[str, Any], in_doubt: Any = None) -> dict[str, str]:
+    """Who differs from what most have.
+
+    Args:
+        in_doubt: which value is right where two are equally common; without it all are named: any of them may be wrong.
+    """
     absent = {place: "not told" for place, value in values.items() if value is None}
-    known = {place: value for place, value in values.items() if value is not None}
-    if not known:
+    known = {place: str(value) for place, value in values.items() if value is not None}
+    if len(set(known.values())) < 2:
         return absent
-    (usual, _), *_ = Counter(map(str, known.values())).most_common(1)
-    return absent | {place: f"{value}, the others {usual}" for place, value in known.items() if str(value) != usual}
+    (first, most), (_, second), *_ = Counter(known.values()).most_common(2)
+    if most == second:
+        if str(in_doubt) not in known.values():
+            return absent | known
+        first = str(in_doubt)
+    return absent | {place: f"{value}, the others {first}" for place, value in known.items() if value != first}
 
 
 def _clocks(evidence: Evidence, records: Sequence[RankRecord]) -> Finding:

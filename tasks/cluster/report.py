@@ -139,8 +139,8 @@ def _key_figures(report: Report, stage: str) -> str:
     for name in shown:
         values = [p.figure.value for p in report.figures if p.figure.name == name and p.figure.value is not None]
         if values:
-            span = f"{min(values):.3g}" if len(values) == 1 else f"{min(values):.3g} to {max(values):.3g}"
-            parts.append(f"{_title(name)} {span}")
+            span = f"{min(values):.4g}" if len(values) == 1 else f"{min(values):.4g} to {max(values):.4g}"
+            parts.append(_told(name, span))
     if stage == "collectives":
         curve = [
             p.figure for p in report.figures if p.figure.name == "all_reduce_busbw_gbytes_per_s" and p.figure.value
@@ -148,10 +148,11 @@ def _key_figures(report: Report, stage: str) -> str:
         parts += [f"all-reduce {f.value:.3g} GB/s at {size_text(f.size_bytes)}" for f in curve[-1:]]
     if stage == "inventory" and report.nodes:
         parts.append(f"{len(report.nodes)} nodes, {report.nodes[0].devices[0]}, {report.cluster_fabric}")
-    return ", ".join(parts)
+    return "; ".join(parts)
 
 
-def _title(name: str) -> str:
+def _told(name: str, value: str) -> str:
+    """A figure for people: ``memory copy 7.7 GB/s``."""
     units = {
         "_tflops_per_s": " TFLOP/s",
         "_gbytes_per_s": " GB/s",
@@ -160,8 +161,8 @@ def _title(name: str) -> str:
     }
     for ending, unit in units.items():
         if name.endswith(ending):
-            return name.removesuffix(ending).replace("_", " ") + unit
-    return name.replace("_", " ")
+            return f"{name.removesuffix(ending).replace('_', ' ')} {value}{unit}"
+    return f"{name.replace('_', ' ')} {value}"
 
 
 def markdown(report: Report) -> str:
