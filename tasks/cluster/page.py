@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tasks.cluster.report import size_text
+from tasks.cluster.report import not_passed, size_text
 from tasks.contracts.cluster_report import Finding, Report, Status
 from tasks.hardware.reference import fabric_of
 from tasks.pages.cluster_figures import bandwidth_by_size, pair_matrix, trend
@@ -42,7 +42,7 @@ def page(report: Report, earlier: Sequence[Mapping[str, Any]]) -> str:
         earlier: ``run``, ``at`` (unix time in s), ``verdict`` and ``metrics`` of earlier checks of this cluster, oldest first.
     """
     used = [name for name in DEVICE_FIGURES if any(p.figure.name == name for p in report.figures)]
-    bad = [f for f in report.findings if f.status in (Status.FAIL, Status.ERROR, Status.WARN)]
+    bad, unmeasured = not_passed(report)
     fabric = fabric_of(report.cluster_fabric) or fabric_of(report.node_fabric)
     return render_page(
         "cluster_check.html",
@@ -52,6 +52,7 @@ def page(report: Report, earlier: Sequence[Mapping[str, Any]]) -> str:
         started=datetime.fromisoformat(report.started).strftime("%Y-%m-%d %H:%M UTC"),
         headline=_headline(report),
         bad=sorted(bad, key=lambda f: (f.status is Status.WARN, f.layer == "presence", f.stage)),
+        unmeasured=unmeasured,
         curves=_markup(_curves(report)),
         matrix=_markup(_matrix(report)),
         statuses=[s.value for s in Status],

@@ -90,20 +90,39 @@ def size_text(size_bytes: int | None) -> str:
     return f"{value:g} {units[0]}" if value == int(value) else f"{value:.3g} {units[0]}"
 
 
-def terminal(report: Report) -> str:
-    """What a person can act on: what is wrong first, then one line a stage and its key figures, then the verdict."""
-    lines = [""]
+def not_passed(report: Report) -> tuple[list[Finding], dict[str, int]]:
+    """What does not pass, and how many more gates of each stage were not measured because the stage ended before them.
+
+    Those are all FAIL, and say nothing that the stage's own finding does not.
+    """
+    told: list[Finding] = []
+    unmeasured: dict[str, int] = {}
+    ended = {outcome.stage for outcome in report.stages if outcome.state == "failed"}
     for finding in report.findings:
         if finding.status not in (Status.FAIL, Status.ERROR, Status.WARN):
             continue
+        is_missing = finding.layer == "presence" and finding.gate != "finished" and not finding.culprits
+        if finding.stage in ended and is_missing:
+            unmeasured[finding.stage] = unmeasured.get(finding.stage, 0) + 1
+        else:
+            told.append(finding)
+    return told, unmeasured
+
+
+def terminal(report: Report) -> str:
+    """What a person can act on: what is wrong first, then one line a stage and its key figures, then the verdict."""
+    lines = [""]
+    told, unmeasured = not_passed(report)
+    for finding in told:
         size = f" at {size_text(finding.size_bytes)}" if finding.size_bytes is not None else ""
         lines.append(f"{finding.status.value:<6}{finding.stage}/{finding.gate}{size}: {_short(finding.detail, 300)}")
         if finding.culprits:
-            lines.append(
-                f"      who   {', '.join(finding.culprits[:6])}{' and others' if len(finding.culprits) > 6 else ''}"
-            )
+            others = " and others" if len(finding.culprits) > 6 else ""
+            lines.append(f"      who   {', '.join(finding.culprits[:6])}{others}")
         if finding.action:
             lines.append(f"      do    {finding.action}")
+    for stage, count in unmeasured.items():
+        lines.append(f"FAIL  {stage}: {count} more gates were not measured, because the stage ended before them")
     if len(lines) > 1:
         lines.append("")
     lines.append(f"{'stage':<14}{'seconds':>8}  {'gates':<34}key figures")
@@ -168,7 +187,7 @@ def _told(name: str, value: str) -> str:
 def markdown(report: Report) -> str:
     """The report for Prefect's artifact, verdict first."""
     lines = [f"# {report.status.value}: {report.cluster}", "", report.statement, ""]
-    bad = [f for f in report.findings if f.status in (Status.FAIL, Status.ERROR, Status.WARN)]
+    bad, unmeasured = not_passed(report)
     if bad:
         lines += ["| verdict | gate | size | who | what | do |", "|---|---|---|---|---|---|"]
         lines += [
@@ -176,7 +195,7 @@ def markdown(report: Report) -> str:
             f"| {_cell(f.detail)} | {_cell(f.action)} |"
             for f in bad[:50]
         ]
-        lines.append("")
+        lines += ["", *(f"{count} more gates of {stage} were not measured." for stage, count in unmeasured.items()), ""]
     lines += [
         "| stage | state | seconds | PASS | WARN | FAIL | ERROR | SKIP |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
