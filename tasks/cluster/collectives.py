@@ -23,6 +23,8 @@ _gather_tensor = getattr(dist, "all_gather_single", None) or dist.all_gather_int
 _scatter_tensor = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 WARMUP = 2
+PERIOD = 1021
+"""Prime: no block size is a multiple of it."""
 PAIR_REPEATS = 5
 SLOW_PAIR = 0.8
 """Share of the median below which a pair is measured again alone: others' traffic is no fault of its link."""
@@ -119,16 +121,16 @@ def _operand(meeting: Meeting, operation: str, size_bytes: int, ranks: Sequence[
     part = max(1, size_bytes // 4 // count)
     whole = part * count
 
-    def of(rank: int, length: int) -> torch.Tensor:
+    def of(rank: int, length: int, start: int = 0) -> torch.Tensor:
         # Differs by place and rank: a block that was lost, doubled or swapped shows.
-        return (torch.arange(length, device=meeting.device) * 7 + rank * 13).remainder(1021).float()
+        return _repeated(_pattern(meeting, rank).roll(-(start % PERIOD)), length)
 
-    total = sum((of(rank, whole) for rank in range(count)), torch.zeros(whole, device=meeting.device))
+    total = sum((_pattern(meeting, rank) for rank in range(count)), torch.zeros(PERIOD, device=meeting.device))
     mine = of(me, whole)
     if operation == "all_reduce":
         buffer = mine.clone()
         return _Operation(
-            lambda: dist.all_reduce(buffer, group=group), lambda: buffer.copy_(mine), buffer, total
+            lambda: dist.all_reduce(buffer, group=group), lambda: buffer.copy_(mine), buffer, _repeated(total, whole)
         )  # fmt: skip
     if operation == "all_gather":
         output, own = torch.zeros_like(mine), of(me, part)
@@ -138,10 +140,10 @@ def _operand(meeting: Meeting, operation: str, size_bytes: int, ranks: Sequence[
     if operation == "reduce_scatter":
         output = torch.zeros(part, device=meeting.device)
         run = lambda: _scatter_tensor(output, mine, group=group)  # noqa: E731
-        return _Operation(run, output.zero_, output, total[me * part : (me + 1) * part])
+        return _Operation(run, output.zero_, output, _repeated(total.roll(-(me * part % PERIOD)), part))
     if operation == "all_to_all":
         output = torch.zeros_like(mine)
-        expected = torch.cat([of(rank, whole)[me * part : (me + 1) * part] for rank in range(count)])
+        expected = torch.cat([of(rank, part, me * part) for rank in range(count)])
         run = lambda: dist.all_to_all_single(output, mine, group=group)  # noqa: E731
         return _Operation(run, output.zero_, output, expected)
     if operation == "broadcast":
@@ -166,6 +168,15 @@ def _operand(meeting: Meeting, operation: str, size_bytes: int, ranks: Sequence[
     return _Operation(exchange, output.zero_, output, of((me - 1) % count, whole))
 
 
+def _pattern(meeting: Meeting, rank: int) -> torch.Tensor:
+    """One period of a rank's values. Periodic, because index arithmetic over gigabytes would not fit beside the buffers."""
+    return (torch.arange(PERIOD, device=meeting.device) * 7 + rank * 13).remainder(PERIOD).float()
+
+
+def _repeated(period: torch.Tensor, length: int) -> torch.Tensor:
+    return period.repeat(-(-length // PERIOD))[:length]
+
+
 def rounds_of_pairs(members: Sequence[int]) -> list[list[tuple[int, int]]]:
     """Every pair once, in rounds in which nobody is in two pairs (the circle method of round-robin tournaments)."""
     circle: list[int | None] = list(members)
@@ -185,11 +196,8 @@ def _measure_pairs(meeting: Meeting, settings: CollectiveProbeSettings, faults: 
     first_of_each_node = [nodes.index(node) for node in sorted(set(nodes))]
     members = everyone if meeting.world_size <= settings.max_pair_ranks else first_of_each_node
     length = max(1, int(settings.pair_mib * 1024**2 / 4))
-    values = torch.arange(length, device=meeting.device).remainder(1021).float()
+    values = _repeated(_pattern(meeting, 0), length)
     buffer = torch.zeros_like(values)
-    if meeting.is_gpu:
-        # One communicator of two ranks a pair would be made at its first message: that is no part of the time.
-        buffer.copy_(values)
     speeds: dict[tuple[int, int], float] = {}
     for number, pairs in enumerate(rounds_of_pairs(members)):
         for direction in (0, 1):
@@ -225,6 +233,7 @@ def _routes(
                 dist.recv(buffer, source)
 
         buffer.zero_()
+        # Also makes NCCL's communicator of the pair, which is no part of the time.
         move()
         meeting.sync()
         if meeting.rank == target and not torch.equal(buffer, values):

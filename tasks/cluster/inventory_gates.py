@@ -160,11 +160,11 @@ def _gpus(evidence: Evidence, records: Sequence[RankRecord]) -> list[Finding]:
          lambda gpu: "who uses it was not told" if gpu.get("busy_processes") is None
          else f"processes {gpu['busy_processes']} of others" if gpu["busy_processes"] else None,
          "wait for them or end them: figures of a shared GPU say nothing of it", Status.ERROR)  # fmt: skip
-    xids = {
-        evidence.node_name(record.node): record.facts["xids"][-1]
-        for record in records
-        if record.process == 0 and isinstance(record.facts.get("xids"), list) and record.facts["xids"]
-    }
+    xids: dict[str, str] = {}
+    for record in records:
+        seen = record.facts.get("xids")
+        if record.process == 0 and seen != []:
+            xids[evidence.node_name(record.node)] = str(seen[-1]) if isinstance(seen, list) else str(seen or "not told")
     findings.append(
         _finding(
             "xid", "limit", xids, "none in the kernel's log", "look the number up in NVIDIA's XID table", Status.WARN

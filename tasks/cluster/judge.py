@@ -115,6 +115,8 @@ def _stage_findings(evidence: Evidence) -> list[Finding]:
         blamed += [places[rank] for rank, _ in unreadable]
         if outcome.state == "done":
             blamed += [places[rank] for rank in silent]
+        if outcome.state == "failed" and not blamed:
+            blamed += _left_behind(evidence, stage)
         detail = [outcome.error] * bool(outcome.error) + [why for _, why in unreadable]
         detail += [f"rank {rank} left no record" for rank in silent]
         if outcome.state == "error":
@@ -132,6 +134,13 @@ def _stage_findings(evidence: Evidence) -> list[Finding]:
             )
         )  # fmt: skip
     return findings
+
+
+def _left_behind(evidence: Evidence, stage: str) -> list[str]:
+    """Where nothing else tells: the processes that had begun fewer measurements than the others when all were ended."""
+    records = evidence.records.get(stage, ())
+    furthest = max((record.step for record in records), default=0)
+    return [evidence.place(record) for record in records if record.doing != "done" and record.step < furthest]
 
 
 def _problem_findings(evidence: Evidence) -> list[Finding]:

@@ -3,6 +3,7 @@
 Agreements go over a gloo group on the processors; what is measured goes over the device's own backend.
 """
 
+import json
 import os
 import socket
 import time
@@ -87,10 +88,17 @@ class Meeting:
             ) from error
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, on every rank, in their order; plain numbers and text, which need no unpickling of strangers."""
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self.control)
-        return values
+        """Every rank's value, on every rank, in their order; it travels as JSON."""
+        data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
+        dist.all_gather(sizes, torch.tensor([len(data)]), group=self.control)
+        longest = int(max(sizes))
+        padded = torch.nn.functional.pad(data, (0, longest - len(data)))
+        parts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world_size)]
+        dist.all_gather(parts, padded, group=self.control)
+        return [
+            json.loads(bytes(part[: int(size)].tolist())) for part, size in zip(parts, sizes, strict=True)
+        ]  # fmt: skip
 
     def sync(self) -> None:
         """Wait for what the device has queued."""

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import statistics
 import time
 from pathlib import Path
 
@@ -81,7 +80,6 @@ def _small(meeting: Meeting, settings: StorageProbeSettings, name: str, folder: 
     meeting.recorder.distribution(f"{name}_small_file_create_ms", [1e3 * value for value in created])
     meeting.recorder.distribution(f"{name}_small_file_read_ms", [1e3 * value for value in opened])
     meeting.recorder.figure(f"{name}_small_files_per_s", len(created) / (sum(created) + sum(opened)))
-    assert statistics.median(created) > 0
 
 
 def _is_one(meeting: Meeting, shared: Path) -> None:

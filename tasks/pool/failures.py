@@ -81,14 +81,16 @@ def blamed_ranks(failures_by_node: Mapping[int, Sequence[Mapping[str, Any]]], wo
     for one in vain, those that said nothing: they hung, or their node is gone.
     """
     failed = [failure for failures in failures_by_node.values() for failure in failures]
+    ended_itself = [failure for failure in failed if failure["exit_code"] != -signal.SIGTERM]
+    # SIGABRT is how NCCL's watchdog ends a rank that waits in vain.
     own = {
         failure["rank"]
-        for failure in failed
-        if failure["exit_code"] != -signal.SIGTERM and not _says(failure, (*PEER_LOSS, "timed out", "missingranks:"))
+        for failure in ended_itself
+        if failure["exit_code"] != -signal.SIGABRT and not _says(failure, (*PEER_LOSS, "timed out", "missingranks:"))
     }
     if own:
         return sorted(own)
-    waited = {failure["rank"] for failure in failed if failure["exit_code"] != -signal.SIGTERM}
+    waited = {failure["rank"] for failure in ended_itself}
     return sorted(set(range(world_size)) - waited) if waited else []
 
 

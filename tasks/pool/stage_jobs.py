@@ -90,7 +90,11 @@ def training_probe_job(
     """
     arguments = {**inputs, "storage": check.storage.shared, "output": str(folder.root / "training" / run)}
     job = _job(check, folder, f"training_{run}", "tasks.training", arguments)
-    return replace(job, num_nodes=num_nodes, processes_per_node=processes_per_node)
+    # A rank by itself must not compute with the processors of those that are left out: it is held against them.
+    threads = str(max(1, (os.cpu_count() or 1) // check.pool.world_size))
+    is_emulated = check.pool.backend == "local" and not check.pool.gpus
+    env = {**job.env, "OMP_NUM_THREADS": threads} if is_emulated else job.env
+    return replace(job, num_nodes=num_nodes, processes_per_node=processes_per_node, env=env)
 
 
 def _fewer_nodes(experiment: Experiment) -> tuple[int, ...]:

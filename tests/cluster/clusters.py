@@ -39,6 +39,7 @@ class Cluster:
         self.check = ClusterCheck(**{"pool": pool, "collectives": {"size_factor": 64}, **check})
         self.outcomes = {stage: StageOutcome(stage=stage, state="done", seconds=1.0) for stage in self.check.stages}
         self.history: Mapping[str, Sequence[float]] = {}
+        self.own_versions: Mapping[str, str] = {}
         self.records: dict[str, list[RankRecord]] = {
             stage: [self._record(rank, width, num_nodes) for rank in range(num_nodes * width)]
             for stage in self.check.stages if stage != "training"
@@ -79,7 +80,15 @@ class Cluster:
 
     @property
     def evidence(self) -> Evidence:
-        return Evidence(self.check, self.outcomes, self.records, {}, self.training, history=self.history)
+        return Evidence(
+            self.check,
+            self.outcomes,
+            self.records,
+            {},
+            self.training,
+            history=self.history,
+            own_versions=self.own_versions,
+        )
 
     def findings(self) -> list[Finding]:
         return judge(self.evidence)

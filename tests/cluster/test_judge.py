@@ -204,6 +204,38 @@ def test_a_stage_that_failed_names_its_rank_and_what_it_left_unmeasured_fails_wi
     assert cluster.bad()["devices/memory_copy_gbytes_per_s"].status is Status.FAIL
 
 
+def test_a_stage_that_ran_out_of_time_names_who_was_behind():
+    cluster = Cluster()
+    cluster.outcomes["devices"] = StageOutcome(
+        stage="devices", state="failed", error="ran longer than its limit of 600 s"
+    )
+    cluster.change("devices", lambda r: r.model_copy(update={"doing": "memory copies", "step": 4}))
+    cluster.change("devices", lambda r: r.model_copy(update={"step": 2}), 14)
+    assert cluster.bad()["devices/finished"].culprits == ("host-1/gpu6",)
+
+
+def test_xids_and_a_kernel_log_that_cannot_be_read_are_warnings():
+    for xids in (["NVRM: Xid (PCI:0000:1b:00): 79, GPU has fallen off the bus."], "cannot be read", None):
+        cluster = Cluster()
+        cluster.fact("inventory", "xids", xids, 8)
+        finding = cluster.bad()["inventory/xid"]
+        assert (finding.status, finding.culprits) == (Status.WARN, ("host-1",))
+
+
+def test_versions_that_differ_by_halves_are_decided_by_the_submitting_process_or_name_both():
+    cluster = Cluster()
+    cluster.fact("inventory", "torch", "2.12.0", *range(8))
+    assert cluster.bad()["inventory/equal_torch"].culprits == ("host-0", "host-1")
+    cluster.own_versions = {"torch": "2.13.0"}
+    assert cluster.bad()["inventory/equal_torch"].culprits == ("host-0",)
+
+
+def test_of_two_halves_the_one_with_fewer_processors_lacks_something():
+    cluster = Cluster(2, 1)
+    cluster.fact("inventory", "num_processors", 64, 0)
+    assert cluster.bad()["inventory/equal_num_processors"].culprits == ("host-0/gpu0",)
+
+
 def test_a_rank_without_a_record_fails_the_stage_that_says_it_ended_well():
     cluster = Cluster()
     cluster.records["devices"] = [r for r in cluster.records["devices"] if r.rank != 4]

@@ -28,6 +28,11 @@ def test_a_rank_that_hung_says_nothing_and_is_to_blame_for_those_that_waited():
     assert blamed_ranks({0: [MISSED], 1: [ENDED]}, 2) == [1]
 
 
+def test_a_rank_that_hung_in_nccl_is_to_blame_and_not_those_that_its_watchdog_ended():
+    aborted = [failure(rank, -6, "Signal 6 (SIGABRT) received by PID 1") for rank in (0, 2, 3)]
+    assert blamed_ranks({0: [aborted[0], ENDED], 1: aborted[1:]}, 4) == [1]
+
+
 def test_a_rank_with_an_error_of_its_own_is_to_blame():
     own = failure(0, 1, "RuntimeError: CUDA error: uncorrectable ECC error encountered")
     assert blamed_ranks({0: [own], 1: [failure(1, 1, LOST_PEER["message"])]}, 2) == [0]
