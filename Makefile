@@ -7,7 +7,7 @@ TEST_DATA := $(VENV)/.test-data
 REPEAT ?= 10
 SLURM_TESTS ?= tests/pool/test_slurm.py tests/integration/test_finetune_slurm.py
 
-.PHONY: help install demo ui test test-fast test-slurm test-kubernetes faults faults-pool check format clean
+.PHONY: help install demo ui test test-fast test-slurm test-kubernetes faults faults-pool faults-cluster check-cluster check format clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,12 @@ test-kubernetes: $(INSTALLED)  ## the pool on the cluster of the kubeconfig, in 
 
 faults: $(INSTALLED)  ## do each fault to a toy training REPEAT times and count; about two minutes a time
 	$(BIN)/python -m tests.faults.training --repeat $(REPEAT)
+
+check-cluster: $(INSTALLED)  ## the cluster check on two emulated nodes of this machine
+	$(BIN)/python -m flows.cluster_check demo
+
+faults-cluster: $(INSTALLED)  ## each fault to a cluster check REPEAT times, and clean runs; prints the counts
+	$(BIN)/python -m tests.faults.cluster --repeat $(REPEAT)
 
 check: $(INSTALLED)  ## lint, format, types
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from tasks.dataset.benchmarks import find_benchmark
 from tasks.dataset.sources.files import DatasetNotFound
 from tasks.dataset.sources.read import check_dataset
 from tasks.models.identity import ModelNotFound, check_model
+from tasks.pool.backends import UsesPool
 from tasks.pool.kubernetes_objects import check_reachable
 from tasks.pool.local import check_gpus
 from tasks.training.plan import FREE_SETTINGS, plan_training
@@ -72,7 +73,23 @@ def _plan(experiment: Experiment) -> None:
     plan_training(experiment.training, num_rows=rows, world_size=experiment.pool.world_size)
 
 
-def _gpus(experiment: Experiment) -> None:
+def check_pool(settings: UsesPool) -> None:
+    """Refuse what cannot run on the pool at all: GPUs that are not there, folders that cannot be written.
+
+    Raises:
+        SettingsError: listing every reason.
+    """
+    problems = []
+    for check in (_gpus, _pods, _space):
+        try:
+            check(settings)
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    if problems:
+        raise SettingsError("\n".join(problems))
+
+
+def _gpus(experiment: UsesPool) -> None:
     pool = experiment.pool
     if pool.backend != "local":
         # What the cluster has is the scheduler's to say.
@@ -90,7 +107,7 @@ def _gpus(experiment: Experiment) -> None:
     )
 
 
-def _pods(experiment: Experiment) -> None:
+def _pods(experiment: UsesPool) -> None:
     """What a run's folders must be for its pods, before the first of them is made."""
     pool, storage = experiment.pool, experiment.storage.resolved()
     if pool.backend != "kubernetes":
@@ -102,7 +119,7 @@ def _pods(experiment: Experiment) -> None:
     check_reachable(folders, pool.kubernetes)
 
 
-def _space(experiment: Experiment) -> None:
+def _space(experiment: UsesPool) -> None:
     storage = experiment.storage
     for name, path in (("shared", storage.shared), ("logs", storage.logs), ("scratch", storage.scratch)):
         if path is None:

@@ -18,7 +18,7 @@ from tasks.contracts.files import link
 from tasks.contracts.job import JobFailed, JobSpec, JobState, LogLine
 from tasks.pool.retry import Retries, run_to_end
 from tasks.pool.supervise import Interrupted, Watch
-from tasks.run import Run
+from tasks.run import Driven, Run
 from tasks.tracking.mlflow_runs import Status
 
 
@@ -30,7 +30,7 @@ class StageResult:
     mlflow_run_id: str
 
 
-def run_stage(run: Run, stage: str, job: JobSpec) -> StageResult:
+def run_stage(run: Driven, stage: str, job: JobSpec) -> StageResult:
     """Bring the stage's job to its end, with a child run in MLflow for each attempt.
 
     Raises:
@@ -76,7 +76,7 @@ def run_stage(run: Run, stage: str, job: JobSpec) -> StageResult:
     result = run_to_end(
         run.pool,
         job,
-        Retries(run.experiment.pool.max_retries),
+        Retries(run.max_retries),
         attempt=attempt,
         on_again=lambda failed, again: logger.warning("%s: %s. %s", stage, again.why, failed),
         on_away=lambda away: logger.warning("%s: waiting for the scheduler: %s", stage, away),
@@ -88,7 +88,7 @@ def run_stage(run: Run, stage: str, job: JobSpec) -> StageResult:
 
 
 @contextmanager
-def child_run(run: Run, stage: str, tags: Mapping[str, str] | None = None) -> Iterator[str]:
+def child_run(run: Driven, stage: str, tags: Mapping[str, str] | None = None) -> Iterator[str]:
     """A child run in MLflow whose status is what really happened inside the block."""
     child = run.tracking.start_child(run.mlflow_run_id, stage, tags or {})
     try:
@@ -105,7 +105,7 @@ def child_run(run: Run, stage: str, tags: Mapping[str, str] | None = None) -> It
     run.tracking.end(child, "FINISHED")
 
 
-def _end_badly(run: Run, child: str, status: Status, error: str = "", logs: Sequence[Path] = ()) -> None:
+def _end_badly(run: Driven, child: str, status: Status, error: str = "", logs: Sequence[Path] = ()) -> None:
     with cause_first(status):
         run.tracking.end(child, status)
         if error:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-STAGES = {"dataset", "inference", "training", "evaluation", "report", "pool"}
+STAGES = {"dataset", "inference", "training", "evaluation", "report", "pool", "cluster"}
 SERVE_ALL = {"contracts", "models", "hardware", "pages", "tracking"}
 SHARED_RENDERING = "tasks.dataset"
 """Training, inference and evaluation share the dataset's rendering and files."""
@@ -76,11 +76,12 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_flows_and_tasks_import_without_torch():
-    assert not loaded_by("import flows.finetune") & {"torch", "transformers", "trl", "datasets"}
+    assert not loaded_by("import flows.finetune, flows.cluster_check") & {"torch", "transformers", "trl", "datasets"}
 
 
 def test_ranks_import_neither_prefect_nor_mlflow():
-    statement = "import tasks.training.train, tasks.inference.run, tasks.dataset.__main__"
+    statement = "import tasks.training.train, tasks.inference.run, tasks.dataset.__main__, tasks.cluster.__main__"
+    statement += ", tasks.cluster.collectives, tasks.cluster.devices, tasks.cluster.endurance, tasks.cluster.inventory"
     assert not loaded_by(statement) & {"prefect", "mlflow"}
 
 

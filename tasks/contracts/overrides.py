@@ -7,7 +7,7 @@ assignments change one value each and leave the others.
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -19,12 +19,20 @@ ENVIRONMENTS = {"env", "secret_env"}
 """Settings whose values may hold anything, a secret in the wrong place among it."""
 
 
+Model = TypeVar("Model", bound=BaseModel)
+
+
 class SettingsError(ValueError):
     """One or more settings that cannot be used; the message lists all of them."""
 
 
-def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def apply_overrides(
+    values: dict[str, Any], overrides: Sequence[str], model: type[BaseModel] = Experiment
+) -> dict[str, Any]:
     """Settings as plain values with each ``dotted.name=value`` applied; values are read as YAML scalars or lists.
+
+    Args:
+        model: what the settings are of.
 
     Raises:
         SettingsError: listing every assignment that has no ``=``, or names no setting.
@@ -34,7 +42,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
     for override in overrides:
         name, equals, text = override.partition("=")
         path = name.strip().split(".")
-        unknown = _unknown_part(path)
+        unknown = _unknown_part(path, model)
         if not equals:
             told = "an override" if _may_be_secret([], override) else repr(override)
             problems.append(f"{told} is not an assignment; write it as training.num_epochs=2")
@@ -71,10 +79,19 @@ def read_experiment(values: dict[str, Any]) -> Experiment:
     Raises:
         SettingsError: with one line for every value that is unknown, missing or out of range.
     """
+    return read_settings(Experiment, values)
+
+
+def read_settings(model: type[Model], values: dict[str, Any]) -> Model:
+    """Validated settings of any model.
+
+    Raises:
+        SettingsError: with one line for every value that is unknown, missing or out of range.
+    """
     try:
-        return Experiment.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        raise SettingsError("\n".join(_explain(problem) for problem in error.errors())) from error
+        raise SettingsError("\n".join(_explain(problem, model) for problem in error.errors())) from error
 
 
 def _number(text: str) -> str | float:
@@ -84,11 +101,11 @@ def _number(text: str) -> str | float:
         return text
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, model: type[BaseModel]) -> str:
     path = [str(part) for part in problem["loc"] if part != "tuple[str,...]"]
-    name = ".".join(path) or "experiment"
+    name = ".".join(path) or "the settings"
     if problem["type"] == "extra_forbidden":
-        return _unknown_part(path) or f"{name}: unknown setting"
+        return _unknown_part(path, model) or f"{name}: unknown setting"
     if problem["type"] == "missing":
         return f"{name}: has no default and must be given, e.g. --set {name}=embedded"
     message = problem["msg"].removeprefix("Value error, ")
@@ -103,9 +120,8 @@ def _may_be_secret(path: Sequence[str], value: Any) -> bool:
     return any(name in ENVIRONMENTS or looks_secret(name) for name in [*path, *re.findall(r"\w+", repr(value))])
 
 
-def _unknown_part(path: Sequence[str]) -> str | None:
+def _unknown_part(path: Sequence[str], model: type[BaseModel]) -> str | None:
     """What is wrong with a setting's dotted name, or None."""
-    model: type[BaseModel] = Experiment
     field = None
     for depth, part in enumerate(path):
         field = model.model_fields.get(part)

@@ -79,4 +79,13 @@ class RunFolder:
 
     @property
     def latest(self) -> Path:
-        return Path(self.storage.shared) / "runs" / "latest"
+        return self.root.parent / "latest"
+
+
+@dataclass(frozen=True)
+class CheckFolder(RunFolder):
+    """``<storage>/checks/<run>``: a cluster check."""
+
+    @property
+    def root(self) -> Path:
+        return Path(self.storage.shared) / "checks" / self.run

@@ -1,5 +1,6 @@
 """The HTML shell of every report: one self-contained file, no network, light and dark, fit for printing."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,12 @@ import jinja2
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render_page(template: str, **values: Any) -> str:
-    """An HTML page from a template of this folder; every value is escaped unless it is one of our own SVGs."""
+def render_page(template: str, *, filters: Mapping[str, Callable[..., Any]] | None = None, **values: Any) -> str:
+    """An HTML page from a template of this folder; every value is escaped unless it is one of our own SVGs.
+
+    Args:
+        filters: the template's own, by name.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -18,4 +23,5 @@ def render_page(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda value: "–" if value is None else f"{value:.1%}"
+    environment.filters |= filters or {}
     return environment.get_template(template).render(**values)

@@ -8,11 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+from tasks.contracts.attempt import BEGUN
 from tasks.contracts.files import only_one, read_json, write_json, write_text
 from tasks.contracts.job import FailureKind, JobError, JobSpec, JobState, LogLine
 from tasks.contracts.pool_settings import Backend
 from tasks.pool.failures import first_failure
-from tasks.pool.torchrun_files import FAILURES
+from tasks.pool.torchrun_files import FAILURES, HOST
 
 CANCELLED = {"state": JobState.CANCELLED.value, "reason": "cancelled", "kind": FailureKind.USER.value}
 """The outcome of a job that somebody ended on purpose."""
@@ -138,7 +139,7 @@ def job_error(attempt: Path, reason: str, kind: FailureKind | None = None) -> Jo
     last_lines = tuple(
         LogLine(node, line) for node in range(num_nodes) for line in _tail(attempt / f"node-{node}.log")
     )  # fmt: skip
-    failure = None if kind else first_failure({node: _failures(attempt, node) for node in range(num_nodes)})
+    failure = None if kind else first_failure({node: failures_of(attempt, node) for node in range(num_nodes)})
     if failure is None:
         return JobError(reason, last_lines=last_lines, kind=kind or FailureKind.USER)
     return JobError(
@@ -149,6 +150,13 @@ def job_error(attempt: Path, reason: str, kind: FailureKind | None = None) -> Jo
         last_lines=last_lines,
         kind=failure.kind,
     )
+
+
+def nodes_that_never_came(attempt: Path, num_nodes: int) -> list[int]:
+    """The nodes whose agent never started; none once all ranks have met."""
+    if (attempt / BEGUN).exists():
+        return []
+    return [node for node in range(num_nodes) if not (attempt / HOST.format(node=node)).exists()]
 
 
 def _read_lines(path: Path, position: int, *, to_end: bool) -> tuple[list[str], int]:
@@ -164,7 +172,8 @@ def _tail(path: Path) -> list[str]:
     return path.read_text(errors="replace").splitlines()[-NUM_LAST_LINES:] if path.exists() else []
 
 
-def _failures(attempt: Path, node: int) -> list[dict[str, Any]]:
+def failures_of(attempt: Path, node: int) -> list[dict[str, Any]]:
+    """What torchrun recorded of the ranks of one node that failed."""
     path = attempt / FAILURES.format(node=node)
     failures: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     return failures

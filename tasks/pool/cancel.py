@@ -2,11 +2,10 @@
 
 from tasks.contracts.job import JobHandle, PoolError
 from tasks.contracts.run_folder import RunFolder
-from tasks.contracts.settings import Experiment
-from tasks.pool.backends import open_pool
+from tasks.pool.backends import UsesPool, open_pool
 
 
-def cancel_run(experiment: Experiment, folder: RunFolder) -> None:
+def cancel_run(settings: UsesPool, folder: RunFolder) -> None:
     """Stop every job of a run; when this returns none of their processes is left.
 
     Raises:
@@ -17,7 +16,7 @@ def cancel_run(experiment: Experiment, folder: RunFolder) -> None:
         attempt = newest.parent / newest.read_text().strip()
         handle = JobHandle(str(attempt))
         try:
-            open_pool(experiment, attempt).cancel(handle)
+            open_pool(settings, attempt).cancel(handle)
         except PoolError as error:
             errors.append(f"{handle}: {error}")
     if errors:

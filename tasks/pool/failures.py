@@ -74,6 +74,26 @@ def first_failure(failures_by_node: Mapping[int, Sequence[Mapping[str, Any]]]) -
     return RankFailure(node, failure["rank"], failure["message"], failure["traceback"], _kind(failure))
 
 
+def blamed_ranks(failures_by_node: Mapping[int, Sequence[Mapping[str, Any]]], world_size: int) -> list[int]:
+    """The ranks to blame for a job's end, as far as what torchrun recorded tells.
+
+    Those that died of themselves, by an error of their own or a signal; where all that failed only lost a peer or waited
+    for one in vain, those that said nothing: they hung, or their node is gone.
+    """
+    failed = [failure for failures in failures_by_node.values() for failure in failures]
+    ended_itself = [failure for failure in failed if failure["exit_code"] != -signal.SIGTERM]
+    # SIGABRT is how NCCL's watchdog ends a rank that waits in vain.
+    own = {
+        failure["rank"]
+        for failure in ended_itself
+        if failure["exit_code"] != -signal.SIGABRT and not _says(failure, (*PEER_LOSS, "timed out", "missingranks:"))
+    }
+    if own:
+        return sorted(own)
+    waited = {failure["rank"] for failure in ended_itself}
+    return sorted(set(range(world_size)) - waited) if waited else []
+
+
 def _kind(failure: Mapping[str, Any]) -> FailureKind:
     if failure["exit_code"] == LEFT_EXIT_CODE:
         return FailureKind.LOST

@@ -1,13 +1,17 @@
 """The job of each stage: a pure function of the settings and of where the run's files lie."""
 
 import os
+import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tasks.contracts.cluster_settings import ClusterCheck
 from tasks.contracts.job import JobSpec
 from tasks.contracts.run_folder import RunFolder
 from tasks.contracts.settings import Experiment
+from tasks.pool.backends import UsesPool
 
 OUR_PACKAGE = str(Path(__file__).resolve().parents[2])
 
@@ -58,6 +62,41 @@ def training_job(experiment: Experiment, folder: RunFolder, *, dataset: str) -> 
     return _job(experiment, folder, "train_adapter", "tasks.training", arguments, fallbacks=fallbacks)
 
 
+def probe_job(check: ClusterCheck, folder: RunFolder, stage: str) -> JobSpec:
+    """The probes of one stage of a cluster check, by all ranks of the pool."""
+    arguments = {
+        "stage": stage,
+        "check": check.model_dump(mode="json"),
+        "shared": check.storage.shared,
+        "scratch": check.storage.scratch or tempfile.gettempdir(),
+    }
+    is_wide = stage != "training_inputs"
+    return _job(check, folder, stage, "tasks.cluster", arguments, is_wide=is_wide)
+
+
+def training_probe_job(
+    check: ClusterCheck,
+    folder: RunFolder,
+    run: str,
+    *,
+    inputs: Mapping[str, Any],
+    num_nodes: int,
+    processes_per_node: int,
+) -> JobSpec:
+    """The real training program on a fixed shape, over some of the pool.
+
+    Args:
+        inputs: ``model``, ``dataset``, ``training``: what the program is told.
+    """
+    arguments = {**inputs, "storage": check.storage.shared, "output": str(folder.root / "training" / run)}
+    job = _job(check, folder, f"training_{run}", "tasks.training", arguments)
+    # A rank by itself must not compute with the processors of those that are left out: it is held against them.
+    threads = str(max(1, (os.cpu_count() or 1) // check.pool.world_size))
+    is_emulated = check.pool.backend == "local" and not check.pool.gpus
+    env = {**job.env, "OMP_NUM_THREADS": threads} if is_emulated else job.env
+    return replace(job, num_nodes=num_nodes, processes_per_node=processes_per_node, env=env)
+
+
 def _fewer_nodes(experiment: Experiment) -> tuple[int, ...]:
     """The numbers of nodes with which a job may go on when one is lost, most first."""
     pool = experiment.pool
@@ -65,7 +104,7 @@ def _fewer_nodes(experiment: Experiment) -> tuple[int, ...]:
 
 
 def _job(
-    experiment: Experiment,
+    settings: UsesPool,
     folder: RunFolder,
     stage: str,
     module: str,
@@ -75,7 +114,7 @@ def _job(
     fallbacks: tuple[int, ...] = (),
 ) -> JobSpec:
     """The job of a stage: over the whole pool, or one CPU process where ``is_wide`` is off."""
-    pool, storage = experiment.pool, experiment.storage
+    pool, storage = settings.pool, settings.storage
     env = {
         # Ranks run wherever the pool starts them; our code is where this file is.
         "PYTHONPATH": os.pathsep.join(filter(None, [OUR_PACKAGE, os.environ.get("PYTHONPATH", "")])),

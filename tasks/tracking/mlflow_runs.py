@@ -7,6 +7,7 @@ that is away holds up no GPU, and a run's status comes from the job's real outco
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Literal
 from urllib.parse import urlparse
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -22,6 +24,7 @@ from tasks.contracts.overrides import dotted
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 EXPERIMENT = "finetune"
 MAX_PARAM_CHARACTERS = 6000
+MAX_BATCH = 1000
 
 
 class TrackingUnavailable(RuntimeError):
@@ -34,12 +37,14 @@ class Tracking:
 
     Attributes:
         uri: of the tracking server; credentials come from MLflow's own environment variables.
+        experiment: the flow's name.
     """
 
     uri: str
+    experiment: str = EXPERIMENT
 
     @classmethod
-    def from_environment(cls) -> Tracking:
+    def from_environment(cls, experiment: str = EXPERIMENT) -> Tracking:
         """The server that ``MLFLOW_TRACKING_URI`` names.
 
         Raises:
@@ -56,7 +61,7 @@ class Tracking:
         # A job is looked after by the thread that records it: minutes of MLflow's own retries are minutes without a look.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        return cls(uri)
+        return cls(uri, experiment)
 
     @property
     def client(self) -> MlflowClient:
@@ -74,8 +79,8 @@ class Tracking:
             TrackingUnavailable: the server cannot be reached.
         """
         try:
-            experiment = self.client.get_experiment_by_name(EXPERIMENT)
-            experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(EXPERIMENT)
+            experiment = self.client.get_experiment_by_name(self.experiment)
+            experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(self.experiment)
         except MlflowException as error:
             host = urlparse(self.uri).hostname
             raise TrackingUnavailable(
@@ -131,9 +136,21 @@ class Tracking:
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float | None]) -> None:
         """Final figures; one that is missing is left out."""
-        for name, value in metrics.items():
-            if value is not None:
-                self.client.log_metric(run_id, name, float(value))
+        now_ms = int(time.time() * 1000)
+        known = [Metric(name, float(value), now_ms, 0) for name, value in metrics.items() if value is not None]
+        for start in range(0, len(known), MAX_BATCH):
+            self.client.log_batch(run_id, metrics=known[start : start + MAX_BATCH])
+
+    def earlier_runs(self, filter_string: str, limit: int) -> list[MlflowRun]:
+        """Runs of the experiment that the filter finds, newest first; none where the experiment is new."""
+        experiment = self.client.get_experiment_by_name(self.experiment)
+        if experiment is None:
+            return []
+        return list(
+            self.client.search_runs(
+                [experiment.experiment_id], filter_string, max_results=limit, order_by=["attributes.start_time DESC"]
+            )
+        )
 
     def log_dataset(self, run_id: str, *, name: str, digest: str, source: str, num_rows: int, context: str) -> None:
         """A dataset as input of a run."""

@@ -1,0 +1,179 @@
+"""Tell whether a cluster is fit to train on, which part of it is not, and how that is known.
+
+    python -m flows.cluster_check demo                                  the values of the deployment cluster-check/demo, here
+    python -m flows.cluster_check acceptance --set pool.num_nodes=1     with some of them changed
+    python -m flows.cluster_check demo --set 'inject={kind: sleep}'     prove that the gates find a fault
+
+It records in the servers that PREFECT_API_URL and MLFLOW_TRACKING_URI name, else in those of make ui; without any it
+starts its own two for the time of the check. Exit status: 0 PASS or WARN, 1 ERROR (something could not be judged, or the
+check itself failed), 2 the settings cannot be used, 3 FAIL, 4 SKIP (the pool was taken), 130 interrupted.
+"""
+
+import argparse
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import TerminationSignal
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run as current_flow_run
+from prefect.states import Cancelled, Completed, Failed
+
+from flows.finetune import git_revision
+from flows.in_process import INTERRUPTED, Interruption, in_process
+from flows.local_stack import StackError, end_as_with_ctrl_c
+from flows.preflight import check_pool
+from tasks.check_cluster import conclude, measure
+from tasks.cluster.report import terminal
+from tasks.contracts.cluster_report import Report, StageOutcome, Status
+from tasks.contracts.cluster_settings import STAGES, ClusterCheck
+from tasks.contracts.deployments import deployment_values
+from tasks.contracts.files import link, read_json, write_json
+from tasks.contracts.overrides import SettingsError, apply_overrides, read_settings
+from tasks.contracts.run_folder import CheckFolder
+from tasks.pool.cancel import cancel_run
+from tasks.pool.supervise import Interrupted
+from tasks.run import CheckRun
+from tasks.stage import cause_first
+from tasks.tracking.mlflow_runs import Tracking
+
+NAME = "cluster-check"
+GOOD, ERROR, BAD_SETTINGS, FAILED, SKIPPED = 0, 1, 2, 3, 4
+EXIT_STATUS = {Status.PASS: GOOD, Status.WARN: GOOD, Status.ERROR: ERROR, Status.FAIL: FAILED, Status.SKIP: SKIPPED}
+
+
+def cancel_jobs(flow: Any, flow_run: FlowRun, state: State) -> None:
+    """Hook of a flow run that was cancelled; in another process, so the jobs are found on disk."""
+    values = flow_run.parameters["check"]
+    values = values.model_dump(mode="json") if isinstance(values, ClusterCheck) else values
+    check = settings_of(values, flow_run.parameters.get("overrides") or [])
+    cancel_run(check, CheckFolder(check.storage, flow_run.parameters.get("run") or str(flow_run.id)))
+
+
+@flow(name=NAME, on_cancellation=[cancel_jobs], persist_result=False)
+def cluster_check(check: ClusterCheck, overrides: Sequence[str] = (), run: str | None = None) -> Any:
+    """Measure a cluster stage by stage and give a verdict with evidence.
+
+    Args:
+        check: every setting of the check.
+        overrides: assignments that change single settings, as `thresholds.floor_share=0.9`.
+        run: name of the check and its folder; empty: the flow run's id.
+    """
+    check = settings_of(check.model_dump(mode="json"), overrides)
+    folder = CheckFolder(check.storage, run or str(current_flow_run.id))
+    check_pool(check)
+    started = start_check(check, folder)
+    try:
+        report = run_stages(started)
+    except (Interrupted, KeyboardInterrupt):
+        with cause_first("KILLED"):
+            started.tracking.end(started.mlflow_run_id, "KILLED")
+        return Cancelled(message="stopped on request")
+    except TerminationSignal:
+        with cause_first("KILLED"):
+            started.tracking.end(started.mlflow_run_id, "KILLED")
+        raise
+    except BaseException:
+        with cause_first("FAILED"):
+            started.tracking.end(started.mlflow_run_id, "FAILED")
+        raise
+    is_bad = report.status in (Status.FAIL, Status.ERROR)
+    started.tracking.end(started.mlflow_run_id, "FAILED" if is_bad else "FINISHED")
+    get_run_logger().info("%s Report: %s", report.statement, folder.report / "cluster-check.html")
+    if is_bad:
+        return Failed(name=f"Check{report.status.value.title()}", message=report.statement)
+    return Completed(name="Skipped" if report.status is Status.SKIP else None, message=report.statement)
+
+
+def run_stages(run: CheckRun) -> Report:
+    """The stages in their order, then the verdict, whatever became of them."""
+    outcomes: dict[str, StageOutcome] = {}
+    began = time.time()
+    for stage in STAGES:
+        outcomes[stage] = measure(run, stage, dict(outcomes))
+    report: Report = conclude(run, outcomes, began)
+    return report
+
+
+def start_check(check: ClusterCheck, folder: CheckFolder) -> CheckRun:
+    """The check's folder and its run in MLflow."""
+    tracking = Tracking.from_environment(NAME)
+    tags = {
+        "prefect.flow_run_id": str(current_flow_run.id or ""),
+        "cluster": check.cluster,
+        "injected": "no" if check.inject is None else check.inject.kind,
+    }
+    mlflow_run = tracking.start_parent(folder.run, tags)
+    folder.root.mkdir(parents=True, exist_ok=True)
+    values = {"check": check.model_dump(mode="json"), "git_revision": git_revision(), "mlflow_run_id": mlflow_run}
+    write_json(folder.root / "check.json", values)
+    link(folder.latest, folder.root)
+    tracking.log_params(mlflow_run, check.model_dump(mode="json"))
+    get_run_logger().info("check %s in %s; MLflow: %s", folder.run, folder.root, tracking.link(mlflow_run))
+    return CheckRun(check, folder, tracking, mlflow_run, threading.Event())
+
+
+def settings_of(values: dict[str, Any], overrides: Sequence[str]) -> ClusterCheck:
+    """Validated settings with absolute paths."""
+    check = read_settings(ClusterCheck, apply_overrides(values, list(overrides), ClusterCheck))
+    return check.model_copy(update={"storage": check.storage.resolved()})
+
+
+def main() -> int:
+    arguments = _parse()
+    end_as_with_ctrl_c()
+    try:
+        check = settings_of(deployment_values(arguments.deployment, NAME, "check"), arguments.set)
+        folder = CheckFolder(
+            check.storage, arguments.run or f"{arguments.deployment}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+        )
+        check_pool(check)
+    except (SettingsError, ValueError) as error:
+        print("error: these settings cannot be used:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)
+        return BAD_SETTINGS
+    try:
+        with in_process(Path(check.storage.shared)) as run_flow:
+            state = run_flow(lambda: cluster_check(check=check, run=folder.run, return_state=True))
+    except StackError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ERROR
+    except Interruption as error:
+        print(f"\n{error}", file=sys.stderr)
+        return INTERRUPTED
+    return _tell(state, folder)
+
+
+def _tell(state: State, folder: CheckFolder) -> int:
+    path = folder.report / "cluster-check.json"
+    if state.is_cancelled():
+        print(f"\n{state.message}", file=sys.stderr)
+        return INTERRUPTED
+    if not path.exists():
+        print(f"\nerror: the check failed: {state.message}\nlogs: {folder.jobs}", file=sys.stderr)
+        return ERROR
+    report = Report.model_validate(read_json(path))
+    print(terminal(report))
+    print(f"report: {folder.report / 'cluster-check.html'}")
+    return EXIT_STATUS[report.status]
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.cluster_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("deployment", help="whose values to use: demo, nightly, acceptance (deployments/prefect.yaml)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting; repeatable"
+    )
+    parser.add_argument("--run", help="name of the check and its folder (default: by time)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Acceptance of a cluster: probes that ranks run, findings, verdict."""

@@ -1,0 +1,57 @@
+"""The probes of one stage as a job of the pool: ``torchrun -m tasks.cluster spec.json``, one process per GPU.
+
+The spec's arguments: ``stage``, ``check`` (settings), ``shared`` and ``scratch`` (folders).
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks.contracts.attempt import Attempt, run_rank
+
+
+def measure(attempt: Attempt) -> Mapping[str, Any] | None:
+    """Measure what the stage asks for; every rank leaves its own record, rank 0 the result."""
+    from tasks.cluster.collectives import measure_collectives
+    from tasks.cluster.devices import measure_devices
+    from tasks.cluster.endurance import measure_endurance
+    from tasks.cluster.faults import Faults
+    from tasks.cluster.inventory import take_inventory
+    from tasks.cluster.meeting import Meeting
+    from tasks.cluster.storage import measure_storage
+    from tasks.cluster.training_inputs import make_inputs
+    from tasks.cluster.transport import listen, own_log, read_transport
+    from tasks.contracts.cluster_settings import ClusterCheck
+
+    arguments = attempt.arguments
+    stage, check = arguments["stage"], ClusterCheck(**arguments["check"])
+    if stage == "training_inputs":
+        return make_inputs(check)
+    if stage == "collectives":
+        listen(attempt.folder)
+    meeting = Meeting.join(attempt, check.stall_limit_s, devices=stage in ("devices", "collectives", "endurance"))
+    inject = None if check.inject is None else check.inject.model_dump()
+    faults = Faults.of(inject, meeting.node, meeting.process)
+    faults.at_start()
+    if stage == "inventory":
+        take_inventory(meeting, faults)
+    elif stage == "devices":
+        measure_devices(meeting, check.devices, faults)
+    elif stage == "collectives":
+        measure_collectives(meeting, check.collectives, faults)
+        if meeting.is_gpu:
+            meeting.recorder.fact("transport", read_transport(own_log(attempt.folder)).facts())
+    elif stage == "endurance":
+        measure_endurance(meeting, check.devices, check.soak_minutes * 60, faults)
+    elif stage == "storage":
+        measure_storage(meeting, check.storage_probe, Path(arguments["shared"]), Path(arguments["scratch"]), faults)
+    else:
+        raise ValueError(f"stage={stage!r} is none of the probes: inventory, devices, collectives, storage, endurance")
+    meeting.begin("the end")
+    meeting.leave()
+    return {"stage": stage, "world_size": meeting.world_size} if meeting.rank == 0 else None
+
+
+if __name__ == "__main__":
+    run_rank(measure, sys.argv)

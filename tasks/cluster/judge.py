@@ -1,0 +1,277 @@
+"""From evidence to a verdict: a pure function, so that the same measurements always say the same."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from tasks.cluster.evidence import Evidence
+from tasks.cluster.figure_gates import References, figure_findings
+from tasks.cluster.inventory_gates import inventory_findings
+from tasks.cluster.pairs import localise, slow_routes
+from tasks.cluster.transport import transport_findings
+from tasks.contracts.cluster_report import Finding, Status, Suspect
+from tasks.contracts.cluster_settings import STAGES
+from tasks.hardware.reference import chip_of, fabric_of
+
+ORDER = (Status.FAIL, Status.ERROR, Status.WARN, Status.PASS, Status.SKIP)
+"""Worst first. SKIP comes last: it is no verdict at all where nothing else is."""
+NOT_RUN = ("skipped", "yielded", "error")
+FABRIC_OF_RATE = {400.0: "infiniband_ndr", 200.0: "infiniband_hdr"}
+
+
+def references_of(evidence: Evidence) -> tuple[References, list[str]]:
+    """The reference of chip and fabrics, and what of it is not known."""
+    check, notes = evidence.check, []
+    gpus = [g for r in evidence.records.get("inventory", ()) for g in r.facts.get("gpus") or [] if isinstance(g, dict)]
+    device = str(gpus[0].get("name")) if gpus else "CPU" if not check.pool.gpus else "unknown"
+    chip = chip_of(device if check.chip == "auto" else check.chip)
+    if chip is None:
+        notes.append(f"chip {device!r} is not in tasks/hardware/reference.yaml: judged by fleet and history alone")
+    node_fabric = check.node_fabric if check.node_fabric != "auto" else chip.node_fabric if chip else "unknown"
+    cluster_fabric = check.cluster_fabric if check.cluster_fabric != "auto" else _cluster_fabric(evidence)
+    known = References(chip, fabric_of(node_fabric), fabric_of(cluster_fabric))
+    if check.pool.num_nodes > 1 and known.cluster_fabric is None:
+        notes.append(f"fabric between nodes is {cluster_fabric!r}, of which there is no reference: set cluster_fabric")
+    return known, notes
+
+
+def _cluster_fabric(evidence: Evidence) -> str:
+    if not evidence.check.pool.gpus:
+        return "loopback" if len({r.host for rs in evidence.records.values() for r in rs}) <= 1 else "unknown"
+    ports = [
+        p for r in evidence.records.get("inventory", ()) for p in r.facts.get("infiniband") or [] if isinstance(p, dict)
+    ]
+    rates = {port.get("rate_gbits_per_s") for port in ports if port.get("state") == "ACTIVE"}
+    if any(port.get("link_layer") == "Ethernet" for port in ports):
+        return "roce"
+    return FABRIC_OF_RATE.get(max((rate for rate in rates if rate), default=0.0), "unknown")
+
+
+def judge(evidence: Evidence) -> list[Finding]:
+    """Every gate's finding, in the order of the stages."""
+    references, _ = references_of(evidence)
+    findings = [
+        *_stage_findings(evidence),
+        *inventory_findings(evidence),
+        *_problem_findings(evidence),
+        *_equal_steps(evidence),
+        *transport_findings(evidence),
+        *_pair_findings(evidence, references),
+        *figure_findings(evidence, references, expected_figures(evidence)),
+    ]
+    return sorted(findings, key=lambda f: STAGES.index(f.stage))
+
+
+def status_of(findings: Sequence[Finding]) -> Status:
+    """The check's: the worst of all; PASS and WARN alone are good enough."""
+    found = {finding.status for finding in findings}
+    return next((status for status in ORDER if status in found), Status.ERROR)
+
+
+def suspects_of(findings: Sequence[Finding]) -> list[Suspect]:
+    """Who is to blame, most gates first, of what does not pass."""
+    gates: dict[str, list[Finding]] = defaultdict(list)
+    for finding in findings:
+        if finding.status in (Status.FAIL, Status.ERROR, Status.WARN):
+            for culprit in finding.culprits:
+                gates[culprit].append(finding)
+    found = [
+        Suspect(
+            place=place,
+            gates=tuple(f"{f.stage}/{f.gate}" + (f"@{f.size_bytes}" if f.size_bytes is not None else "") for f in own),
+            action=next((f.action for f in own if f.action), ""),
+        )
+        for place, own in gates.items()
+    ]
+    worst = {s.place: min(ORDER.index(f.status) for f in gates[s.place]) for s in found}
+    return sorted(found, key=lambda s: (worst[s.place], -len(s.gates), s.place))
+
+
+def statement_of(status: Status, findings: Sequence[Finding], suspects: Sequence[Suspect]) -> str:
+    """One sentence for a person."""
+    counts = {s: sum(f.status is s for f in findings) for s in ORDER}
+    told = ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
+    if not suspects:
+        return f"{status.value}: {told}."
+    names = ", ".join(suspect.place for suspect in suspects[:3]) + (" and others" if len(suspects) > 3 else "")
+    return f"{status.value}: {told}. Look at {names}."
+
+
+def _stage_findings(evidence: Evidence) -> list[Finding]:
+    findings = []
+    for stage, outcome in evidence.outcomes.items():
+        places = evidence.places_of_ranks(stage)
+        unreadable = list(evidence.unreadable.get(stage, ()))
+        if outcome.state in ("skipped", "yielded"):
+            findings.append(
+                Finding(stage=stage, gate="finished", status=Status.SKIP, layer="presence", detail=outcome.error)
+            )
+            continue
+        silent: list[int] = []
+        if stage != "training":
+            known = {record.rank for record in evidence.records.get(stage, ())} | {rank for rank, _ in unreadable}
+            silent = [rank for rank in range(evidence.check.pool.world_size) if rank not in known]
+        blamed = [places.get(rank, f"rank {rank}") for rank in outcome.culprit_ranks]
+        blamed += [evidence.node_name(node) for node in outcome.culprit_nodes]
+        blamed += [places[rank] for rank, _ in unreadable]
+        if outcome.state == "done":
+            blamed += [places[rank] for rank in silent]
+        if outcome.state == "failed" and not blamed:
+            blamed += _left_behind(evidence, stage)
+        detail = [outcome.error] * bool(outcome.error) + [why for _, why in unreadable]
+        detail += [f"rank {rank} left no record" for rank in silent]
+        if outcome.state == "error":
+            findings.append(
+                Finding(stage=stage, gate="finished", status=Status.ERROR, layer="presence", detail=outcome.error,
+                        action="see that the pool's scheduler answers and takes such jobs")
+            )  # fmt: skip
+            continue
+        is_bad = outcome.state == "failed" or unreadable or silent
+        findings.append(
+            Finding(
+                stage=stage, gate="finished", status=Status.FAIL if is_bad else Status.PASS, layer="presence",
+                culprits=tuple(dict.fromkeys(blamed)), value=outcome.seconds, detail="; ".join(detail) or "all ranks to the end",
+                action="read this process's log; see whether it repeats with the same node" if is_bad else "",
+            )
+        )  # fmt: skip
+    return findings
+
+
+def _left_behind(evidence: Evidence, stage: str) -> list[str]:
+    """Where nothing else tells: the processes that had begun fewer measurements than the others when all were ended."""
+    records = evidence.records.get(stage, ())
+    furthest = max((record.step for record in records), default=0)
+    return [evidence.place(record) for record in records if record.doing != "done" and record.step < furthest]
+
+
+def _problem_findings(evidence: Evidence) -> list[Finding]:
+    """Wrong results and refused writes, one finding a gate, with everyone who saw it; and that there were none."""
+    findings = []
+    usual = {
+        "devices": ["memory_pattern_correct", "step_repeats_bitwise"],
+        "collectives": [f"{o}_correct" for o in evidence.check.collectives.operations] + ["pair_correct"],
+        "storage": ["shared_writable", "shared_correct", "shared_is_one", "scratch_writable", "scratch_correct"],
+        "training": ["loss_repeats"],
+    }
+    for stage, outcome in evidence.outcomes.items():
+        if outcome.state in NOT_RUN:
+            continue
+        seen: dict[str, dict[str, str]] = defaultdict(dict)
+        for record in evidence.records.get(stage, ()):
+            for problem in record.problems:
+                place = evidence.node_name(record.node) if stage == "storage" else evidence.place(record)
+                seen[problem.gate].setdefault(place, problem.error)
+        for problem in evidence.training_problems if stage == "training" else ():
+            seen[problem.gate].setdefault("all", problem.error)
+        for gate in sorted({*usual.get(stage, []), *seen}):
+            bad = seen.get(gate, {})
+            if not bad and outcome.state == "failed":
+                # What was not measured is not right either; `finished` says that it was not.
+                continue
+            findings.append(
+                Finding(
+                    stage=stage, gate=gate, status=Status.FAIL if bad else Status.PASS, layer="correctness",
+                    culprits=tuple(bad),
+                    detail="; ".join(f"{p}: {e}" for p, e in list(bad.items())[:4]) or "as it must be",
+                    action=_problem_action(gate) if bad else "",
+                )
+            )  # fmt: skip
+    return findings
+
+
+def _problem_action(gate: str) -> str:
+    if "writable" in gate:
+        return "free space or remount it writable on this node: see df, mount and dmesg there"
+    if gate == "shared_is_one":
+        return "mount the shared filesystem at storage.shared on this node"
+    if gate == "loss_repeats":
+        return "look at the devices' gates: a difference between two equal runs is a corrupted product or collective"
+    return "take this GPU out of use and run the vendor's diagnosis: it computes or moves wrong data"
+
+
+def _equal_steps(evidence: Evidence) -> list[Finding]:
+    """The seeded step has the same bits on all like devices."""
+    digests = {
+        evidence.place(r): r.facts["step_sha256"]
+        for r in evidence.records.get("devices", ())
+        if "step_sha256" in r.facts
+    }
+    if len(digests) < 2:
+        return []
+    values = list(digests.values())
+    usual = max(set(values), key=values.count)
+    off = tuple(place for place, digest in digests.items() if digest != usual)
+    return [
+        Finding(
+            stage="devices", gate="step_equal_on_all", status=Status.FAIL if off else Status.PASS, layer="correctness",
+            culprits=off,
+            detail=f"{len(off) or 'none'} of {len(digests)} computed other bits",
+            action=_problem_action("step") if off else "",
+        )
+    ]  # fmt: skip
+
+
+def _pair_findings(evidence: Evidence, references: References) -> list[Finding]:
+    speeds = {
+        (placed.place, placed.figure.peer): placed.figure.value if placed.figure.value is not None else float("nan")
+        for placed in evidence.placed()
+        if placed.figure.name == "pair_gbytes_per_s" and placed.figure.peer is not None
+    }
+    if not speeds:
+        return []
+    fabric, share = references.cluster_fabric, evidence.check.thresholds.floor_share
+    override = evidence.check.thresholds.overrides.get("pair_gbytes_per_s")
+    floor = override or (share * fabric.pair_gbytes_per_s if fabric is not None and fabric.pair_gbytes_per_s else None)
+    slow = slow_routes(speeds, floor, evidence.check.thresholds)
+    culprits = localise(slow, list(speeds))
+    worst = min(speeds.values(), key=lambda value: value if value == value else -1.0)
+    return [
+        Finding(
+            stage="collectives", gate="pairs", status=Status.FAIL if slow else Status.PASS, layer="floor" if floor else "fleet",
+            value=worst, limit=floor, culprits=tuple(c.place for c in culprits),
+            detail="; ".join(f"{c.place}: {len(c.pairs)} slow routes" for c in culprits) or f"{len(speeds)} routes alike",
+            action=culprits[0].action if culprits else "",
+        )
+    ]  # fmt: skip
+
+
+def expected_figures(evidence: Evidence) -> list[tuple[str, str, int | None, str]]:
+    """Every figure that must be there: ``(stage, name, size, place)``; what is not, fails."""
+    check = evidence.check
+    found: list[tuple[str, str, int | None, str]] = []
+    for stage, outcome in evidence.outcomes.items():
+        if outcome.state in NOT_RUN:
+            continue
+        places = list(evidence.places_of_ranks(stage).values())
+        nodes = sorted({place.partition("/")[0] for place in places})
+        if stage == "devices":
+            names = [
+                "memory_copy_gbytes_per_s",
+                "step_s",
+                "memory_pattern_wrong_bytes",
+                "matrix_product_float32_tflops_per_s",
+            ]
+            if check.pool.gpus:
+                names += ["matrix_product_bfloat16_tflops_per_s", "host_to_device_gbytes_per_s", "device_to_host_gbytes_per_s",
+                          "throttled_share"]  # fmt: skip
+            found += [(stage, name, None, place) for name in names for place in places]
+        elif stage == "collectives":
+            for size in check.collectives.sizes_bytes():
+                found += [(stage, f"{o}_busbw_gbytes_per_s", size, "all") for o in check.collectives.operations]
+                if "all_reduce" in check.collectives.operations:
+                    found += [(stage, "lateness_s", size, place) for place in places]
+                if check.pool.num_nodes > 1 and check.pool.processes_per_node > 1:
+                    found += [
+                        (stage, f"node_{o}_busbw_gbytes_per_s", size, n)
+                        for o in check.collectives.operations
+                        for n in nodes
+                    ]
+        elif stage == "storage":
+            names = [f"{root}_{what}" for root in ("shared", "scratch") for what in (
+                "write_gbytes_per_s", "read_gbytes_per_s", "small_file_create_ms", "small_file_read_ms")]  # fmt: skip
+            found += [(stage, name, None, node) for name in names for node in nodes]
+        elif stage == "training":
+            names = ["training_tokens_per_s_per_gpu", "training_loss_difference"]
+            found += [(stage, name, None, "all") for name in names]
+            if check.pool.world_size > 1:
+                found.append((stage, "training_scaling_efficiency", None, "all"))
+    return found

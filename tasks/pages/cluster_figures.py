@@ -1,0 +1,79 @@
+"""Figures of a cluster check as SVG: bandwidth by size against the reference, the matrix of all pairs, the last runs."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from tasks.pages.figures import FINETUNED, INK, ORIGINAL, _svg
+
+COLOURS = (FINETUNED, "#d98c2b", "#3aa37a", "#9a63c9", "#d0517a", ORIGINAL)
+Curve = Sequence[tuple[int, float]]
+UNITS = ("B", "KiB", "MiB", "GiB")
+
+
+def bandwidth_by_size(curves: Mapping[str, Curve], reference: Curve, floor: Curve, title: str) -> str:
+    """Busbw in GB/s over message sizes in bytes, both logarithmic; the reference and the floor dashed, where there are any."""
+    figure = Figure(figsize=(8.4, 3.9), layout="constrained")
+    axes = figure.subplots()
+    for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
+        axes.plot(*zip(*curve, strict=True), color=colour, linewidth=2, marker="o", markersize=4, label=name)
+    for points, style, label in ((reference, "--", f"reference: {title}"), (floor, ":", "floor")):
+        if points:
+            axes.plot(*zip(*points, strict=True), color=INK, linestyle=style, linewidth=1.4, alpha=0.7, label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_label(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("message")
+    axes.set_ylabel("busbw, GB/s")
+    legend = axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for text in legend.get_texts():
+        text.set_color(INK)
+    return _svg(figure)
+
+
+def pair_matrix(places: Sequence[str], speeds: Mapping[tuple[str, str], float]) -> str:
+    """GB/s from each place (row) to each other (column), as a heat map; a pair that was not measured is empty."""
+    values = np.array([[speeds.get((source, target), np.nan) for target in places] for source in places], dtype=float)
+    side = min(8.4, 1.9 + 0.46 * len(places))
+    figure = Figure(figsize=(min(8.4, side + 1.6), side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(values, cmap="viridis", vmin=0)
+    if len(places) <= 16:
+        top = float(np.nanmax(values)) if np.isfinite(values).any() else 1.0
+        for (row, column), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                ink = "#ffffff" if value < 0.6 * top else "#10141b"
+                axes.text(column, row, f"{value:.3g}", ha="center", va="center", fontsize=8, color=ink)
+    step = max(1, len(places) // 16)
+    ticks = list(range(0, len(places), step))
+    axes.set_xticks(ticks, [places[i] for i in ticks], rotation=45, ha="right")
+    axes.set_yticks(ticks, [places[i] for i in ticks])
+    axes.set_xlabel("to")
+    axes.set_ylabel("from")
+    bar = figure.colorbar(image, ax=axes, label="GB/s", shrink=0.8)
+    bar.outline.set_visible(False)
+    return _svg(figure)
+
+
+def trend(values: Sequence[float], label: str) -> str:
+    """One figure over the last runs, oldest first."""
+    figure = Figure(figsize=(4.1, 2.1), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(range(1 - len(values), 1), values, color=FINETUNED, linewidth=2, marker="o", markersize=4)
+    axes.set_xlabel("runs before this one")
+    axes.set_ylabel(label)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{-value:g}" if value == int(value) else ""))
+    return _svg(figure)
+
+
+def size_label(size_bytes: float) -> str:
+    """A size for an axis, ``64 KiB``."""
+    unit = 0
+    while size_bytes >= 1024 and unit < len(UNITS) - 1:
+        size_bytes, unit = size_bytes / 1024, unit + 1
+    return f"{size_bytes:.3g} {UNITS[unit]}"

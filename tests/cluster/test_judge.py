@@ -1,0 +1,259 @@
+"""A sound cluster passes; each fault is a FAIL that names who is to blame; what is not known is never a PASS."""
+
+import pytest
+
+from tasks.cluster.judge import references_of, status_of, suspects_of
+from tasks.contracts.cluster_report import Problem, StageOutcome, Status
+from tests.cluster.clusters import GPU, Cluster
+
+
+def test_a_sound_cluster_of_two_nodes_passes_every_gate():
+    cluster = Cluster()
+    assert cluster.bad() == {}
+    assert status_of(cluster.findings()) is Status.PASS
+    assert len(cluster.findings()) > 60
+
+
+def test_the_references_own_limits_are_a_profile_that_a_cluster_can_miss():
+    cluster = Cluster(thresholds={"profile": "reference"}, collectives={"size_factor": 1024, "min_kib": 1024})
+    # Above the physical floor and below the 350 GB/s of the reference.
+    cluster.figure("collectives", "all_reduce_busbw_gbytes_per_s", 349.0, only=lambda f: f.size_bytes == 1 << 30)
+    finding = cluster.bad()["collectives/all_reduce_busbw_gbytes_per_s"]
+    assert (finding.limit, finding.layer, finding.status) == (350.0, "limit", Status.FAIL)
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_a_figure_that_is_no_number_fails_and_names_its_gpu(value):
+    cluster = Cluster()
+    cluster.figure("devices", "memory_copy_gbytes_per_s", value, 11)
+    finding = cluster.bad()["devices/memory_copy_gbytes_per_s"]
+    assert (finding.status, finding.layer, finding.culprits) == (Status.FAIL, "presence", ("host-1/gpu3",))
+
+
+def test_a_figure_that_is_missing_fails_and_is_no_pass():
+    cluster = Cluster()
+    keep = lambda r: r.model_copy(update={"figures": tuple(f for f in r.figures if not f.name.startswith("matrix"))})  # noqa: E731
+    cluster.change("devices", keep, 5)
+    finding = cluster.bad()["devices/matrix_product_bfloat16_tflops_per_s"]
+    assert (finding.status, finding.culprits) == (Status.FAIL, ("host-0/gpu5",))
+
+
+def test_a_size_that_was_not_measured_fails_by_itself():
+    cluster = Cluster()
+    drop = lambda r: r.model_copy(update={"figures": tuple(f for f in r.figures if f.size_bytes != 65536)})  # noqa: E731
+    cluster.change("collectives", drop)
+    failed = [f for f in cluster.findings() if f.status is Status.FAIL]
+    assert {f.size_bytes for f in failed} == {65536}
+
+
+def test_one_slow_gpu_among_sixteen_is_an_outlier_although_it_is_above_the_floor():
+    cluster = Cluster()
+    cluster.figure("devices", "matrix_product_bfloat16_tflops_per_s", 660.0, 9)
+    finding = cluster.bad()["devices/matrix_product_bfloat16_tflops_per_s"]
+    assert (finding.layer, finding.culprits) == ("fleet", ("host-1/gpu1",))
+
+
+def test_a_fleet_that_is_slow_as_a_whole_misses_the_floor():
+    cluster = Cluster()
+    cluster.figure("devices", "matrix_product_bfloat16_tflops_per_s", 400.0)
+    finding = cluster.bad()["devices/matrix_product_bfloat16_tflops_per_s"]
+    assert (finding.layer, len(finding.culprits)) == ("floor", 16)
+    assert finding.limit == pytest.approx(0.85 * 745)
+
+
+def test_an_override_takes_the_place_of_the_floor_at_its_size_alone():
+    cluster = Cluster(thresholds={"overrides": {"all_reduce_busbw_gbytes_per_s@268435456": 500}})
+    bad = [f for f in cluster.findings() if f.status is Status.FAIL]
+    assert [(f.gate, f.size_bytes, f.limit) for f in bad] == [("all_reduce_busbw_gbytes_per_s", 268435456, 500)]
+
+
+def test_drift_from_its_own_history_warns_and_far_drift_fails():
+    key = "training/training_tokens_per_s_per_gpu/all"
+    for value, status in ((10_000.0, Status.WARN), (6_000.0, Status.FAIL), (11_900.0, Status.PASS)):
+        cluster = Cluster()
+        cluster.training = [
+            f.model_copy(update={"value": value}) if f.name == "training_tokens_per_s_per_gpu" else f
+            for f in cluster.training
+        ]
+        cluster.history = {key: [12_000.0, 12_010.0, 11_990.0, 12_020.0, 12_000.0]}
+        finding = next(f for f in cluster.findings() if f.gate == "training_tokens_per_s_per_gpu")
+        assert (finding.status, finding.layer) == (status, "history"), value
+
+
+def test_too_short_a_history_decides_nothing():
+    cluster = Cluster()
+    cluster.history = {"training/training_tokens_per_s_per_gpu/all": [90_000.0] * 4}
+    assert cluster.bad() == {}
+
+
+def test_an_unknown_chip_is_judged_by_its_fleet_and_says_so():
+    cluster = Cluster()
+    cluster.fact("inventory", "gpus", [GPU | {"name": "Wonder 9000"}] * 8, 0, 8)
+    _, notes = references_of(cluster.evidence)
+    assert "'Wonder 9000' is not in tasks/hardware/reference.yaml" in notes[0]
+    assert cluster.bad() == {}
+    cluster.figure("devices", "memory_copy_gbytes_per_s", 2000.0, 3)
+    assert cluster.bad()["devices/memory_copy_gbytes_per_s"].culprits == ("host-0/gpu3",)
+
+
+def test_one_gpu_of_an_unknown_chip_is_no_pass_where_nothing_tells_what_is_good():
+    cluster = Cluster(1, 1, stages=("inventory", "devices"))
+    cluster.fact("inventory", "gpus", [GPU | {"name": "Wonder 9000"}])
+    assert cluster.bad()["devices/memory_copy_gbytes_per_s"].status is Status.WARN
+
+
+def test_a_wrong_version_on_one_node_names_the_node():
+    cluster = Cluster(3, 8)
+    cluster.fact("inventory", "nccl", "2.26.2", *range(8, 16))
+    finding = cluster.bad()["inventory/equal_nccl"]
+    assert finding.culprits == ("host-1",)
+    assert "2.26.2, the others 2.28.3" in finding.detail
+
+
+def test_a_missing_gpu_names_its_node():
+    cluster = Cluster()
+    cluster.fact("inventory", "gpus", [GPU] * 7, 8)
+    finding = cluster.bad()["inventory/num_gpus"]
+    assert finding.culprits == ("host-1",)
+    assert "7 GPUs instead of 8" in finding.detail
+
+
+def test_a_busy_gpu_is_an_error_and_not_a_bad_figure():
+    cluster = Cluster()
+    cluster.fact("inventory", "gpus", [GPU] * 5 + [GPU | {"busy_processes": [4711]}] + [GPU] * 2, 0)
+    finding = cluster.bad()["inventory/gpu_busy"]
+    assert (finding.status, finding.culprits) == (Status.ERROR, ("host-0/gpu5",))
+
+
+@pytest.mark.parametrize(
+    ("change", "gate"),
+    [
+        ({"remap_failed": True}, "gpu_remap_failed"),
+        ({"remap_pending": True}, "gpu_remap_pending"),
+        ({"ecc_uncorrected": 2}, "gpu_ecc_uncorrected"),
+        ({"ecc_uncorrected": None}, "gpu_ecc_uncorrected"),
+        ({"pcie_width": 8}, "gpu_pcie_width"),
+        ({"pcie_width": None}, "gpu_pcie_width"),
+        ({"nvlinks_up": 17}, "gpu_nvlinks_up"),
+        ({"power_limit_watts": 500.0}, "equal_gpu_power_limit_watts"),
+        ({"driver": "550.1"}, "equal_gpu_driver"),
+    ],
+)
+def test_a_gpu_whose_health_is_bad_or_not_told_is_named(change, gate):
+    cluster = Cluster()
+    cluster.fact("inventory", "gpus", [GPU, GPU, GPU | change, *[GPU] * 5], 8)
+    finding = cluster.bad()[f"inventory/{gate}"]
+    assert (finding.status, finding.culprits) == (Status.FAIL, ("host-1/gpu2",))
+
+
+@pytest.mark.parametrize("gpus", [None, "seven", [None] * 8])
+def test_an_inventory_that_cannot_be_understood_fails(gpus):
+    cluster = Cluster()
+    cluster.fact("inventory", "gpus", gpus, 0)
+    assert cluster.bad()["inventory/num_gpus"].culprits == ("host-0",)
+
+
+def test_a_port_that_is_down_is_named_with_its_adapter():
+    cluster = Cluster()
+    ports = cluster.records["inventory"][8].facts["infiniband"]
+    cluster.fact("inventory", "infiniband", [*ports[:4], ports[4] | {"state": "DOWN"}, *ports[5:]], 8)
+    assert cluster.bad()["inventory/link_state"].culprits == ("host-1/mlx5_4",)
+
+
+def test_a_clock_that_is_off_names_its_node():
+    cluster = Cluster()
+    cluster.figure("inventory", "clock_ahead_s", -3.0, *range(8, 16))
+    assert cluster.bad()["inventory/clock_skew"].culprits == ("host-1",)
+
+
+def test_throttling_fails_although_the_figure_is_good_enough():
+    cluster = Cluster()
+    cluster.figure("devices", "throttled_share", 0.4, 6)
+    assert cluster.bad()["devices/throttled_share"].culprits == ("host-0/gpu6",)
+
+
+def test_a_wrong_sum_names_who_saw_it():
+    cluster = Cluster()
+    problem = Problem(gate="all_reduce_correct", error="1 of 256 elements are wrong")
+    cluster.change("collectives", lambda r: r.model_copy(update={"problems": (problem,)}), 12)
+    finding = cluster.bad()["collectives/all_reduce_correct"]
+    assert (finding.layer, finding.culprits) == ("correctness", ("host-1/gpu4",))
+
+
+def test_other_bits_of_the_same_step_name_the_device():
+    cluster = Cluster()
+    cluster.fact("devices", "step_sha256", "other", 2)
+    assert cluster.bad()["devices/step_equal_on_all"].culprits == ("host-0/gpu2",)
+
+
+def test_a_rank_that_comes_late_is_named():
+    cluster = Cluster()
+    cluster.figure("collectives", "lateness_s", 0.05, 10)
+    assert cluster.bad()["collectives/lateness_s"].culprits == ("host-1/gpu2",)
+
+
+def test_a_stage_that_failed_names_its_rank_and_what_it_left_unmeasured_fails_without_blaming_others():
+    cluster = Cluster()
+    cluster.outcomes["devices"] = StageOutcome(
+        stage="devices", state="failed", error="rank 9: SIGKILL", culprit_ranks=(9,)
+    )
+    cluster.records["devices"] = [r.model_copy(update={"figures": ()}) for r in cluster.records["devices"]]
+    findings = cluster.findings()
+    assert cluster.bad()["devices/finished"].culprits == ("host-1/gpu1",)
+    assert [s.place for s in suspects_of(findings)] == ["host-1/gpu1"]
+    assert cluster.bad()["devices/memory_copy_gbytes_per_s"].status is Status.FAIL
+
+
+def test_a_stage_that_ran_out_of_time_names_who_was_behind():
+    cluster = Cluster()
+    cluster.outcomes["devices"] = StageOutcome(
+        stage="devices", state="failed", error="ran longer than its limit of 600 s"
+    )
+    cluster.change("devices", lambda r: r.model_copy(update={"doing": "memory copies", "step": 4}))
+    cluster.change("devices", lambda r: r.model_copy(update={"step": 2}), 14)
+    assert cluster.bad()["devices/finished"].culprits == ("host-1/gpu6",)
+
+
+def test_xids_and_a_kernel_log_that_cannot_be_read_are_warnings():
+    for xids in (["NVRM: Xid (PCI:0000:1b:00): 79, GPU has fallen off the bus."], "cannot be read", None):
+        cluster = Cluster()
+        cluster.fact("inventory", "xids", xids, 8)
+        finding = cluster.bad()["inventory/xid"]
+        assert (finding.status, finding.culprits) == (Status.WARN, ("host-1",))
+
+
+def test_versions_that_differ_by_halves_are_decided_by_the_submitting_process_or_name_both():
+    cluster = Cluster()
+    cluster.fact("inventory", "torch", "2.12.0", *range(8))
+    assert cluster.bad()["inventory/equal_torch"].culprits == ("host-0", "host-1")
+    cluster.own_versions = {"torch": "2.13.0"}
+    assert cluster.bad()["inventory/equal_torch"].culprits == ("host-0",)
+
+
+def test_of_two_halves_the_one_with_fewer_processors_lacks_something():
+    cluster = Cluster(2, 1)
+    cluster.fact("inventory", "num_processors", 64, 0)
+    assert cluster.bad()["inventory/equal_num_processors"].culprits == ("host-0/gpu0",)
+
+
+def test_a_rank_without_a_record_fails_the_stage_that_says_it_ended_well():
+    cluster = Cluster()
+    cluster.records["devices"] = [r for r in cluster.records["devices"] if r.rank != 4]
+    assert cluster.bad()["devices/finished"].culprits == ("host-0/gpu4",)
+
+
+def test_skipped_stages_are_skips_and_a_check_of_nothing_else_is_no_pass():
+    cluster = Cluster()
+    for stage in cluster.outcomes:
+        cluster.outcomes[stage] = StageOutcome(stage=stage, state="yielded", error="the pool is taken by others")
+    cluster.records = {stage: [] for stage in cluster.records}
+    cluster.training = []
+    assert status_of(cluster.findings()) is Status.SKIP
+    assert status_of([]) is Status.ERROR
+
+
+def test_what_could_not_be_run_is_an_error():
+    cluster = Cluster()
+    cluster.outcomes["storage"] = StageOutcome(stage="storage", state="error", error="sbatch: refused")
+    cluster.records["storage"] = []
+    assert status_of(cluster.findings()) is Status.ERROR

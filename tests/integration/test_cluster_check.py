@@ -1,0 +1,110 @@
+"""``python -m flows.cluster_check`` as a process: what it prints, leaves, records, and when it gives way."""
+
+import fcntl
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from flows.local_stack import REPOSITORY
+from tasks.contracts.cluster_report import Report, Status
+from tasks.contracts.files import read_json
+from tests.faults.cluster import SMALL
+from tests.processes import processes_under
+
+pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(scope="module")
+def check(storage, stack):
+    def run(name: str, *settings: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "flows.cluster_check", "demo", "--run", name]
+        for setting in [*SMALL, f"storage.shared={storage}", "cluster=tested", *settings]:
+            command += ["--set", setting]
+        done = subprocess.run(
+            command, cwd=REPOSITORY, env=os.environ | stack.environment(), stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, timeout=400,
+        )  # fmt: skip
+        print(done.stdout)
+        assert not processes_under(storage)
+        return done.returncode, done.stdout
+
+    return run
+
+
+def report_of(storage: Path, name: str) -> Report:
+    return Report.model_validate(read_json(storage / "checks" / name / "report" / "cluster-check.json"))
+
+
+def runs(stack) -> dict:
+    client = MlflowClient(stack.mlflow)
+    experiment = client.get_experiment_by_name("cluster-check").experiment_id
+    return {r.info.run_name: r for r in client.search_runs([experiment], "tags.role = 'run'")}
+
+
+@pytest.fixture(scope="module")
+def sound(check) -> tuple[int, str]:
+    return check("sound", "stages=[inventory, devices, collectives, storage]")
+
+
+def test_a_sound_machine_passes_with_every_figure_and_every_form_of_the_report(sound, storage, stack):
+    code, output = sound
+    assert code == 0, output
+    report = report_of(storage, "sound")
+    assert report.status in (Status.PASS, Status.WARN), report.statement
+    assert {f.stage for f in report.findings} == {
+        "inventory",
+        "devices",
+        "collectives",
+        "storage",
+        "training",
+        "endurance",
+    }
+    folder = storage / "checks" / "sound" / "report"
+    cases = ET.parse(folder / "cluster-check.junit.xml").findall(".//testcase")
+    assert len(cases) == len(report.findings) > 50
+    names = {path.name.partition(".")[2] for path in folder.iterdir()}
+    assert names == {"html", "json", "junit.xml", "md", "prom"}
+    recorded = runs(stack)["sound"]
+    assert recorded.info.status == "FINISHED"
+    assert recorded.data.tags["verdict"] == report.status.value
+    assert "collectives/all_reduce_busbw_gbytes_per_s/1024/all" in recorded.data.metrics
+
+
+def test_a_verdict_that_changes_is_an_event_and_a_fail_has_its_own_exit_status(sound, check, storage, stack):
+    # No two processes read a clock at the same nanosecond.
+    code, output = check("changed", "stages=[inventory]", "thresholds.max_clock_skew_s=1e-9")
+    assert code == 3, output
+    assert "the verdict of tested changed from" in output
+    assert "FAIL  inventory/clock_skew" in output
+    assert "start chrony" in output
+    assert runs(stack)["changed"].info.status == "FAILED"
+
+
+def test_a_check_gives_way_when_the_pool_is_taken_and_says_so(check, storage, stack):
+    with a_job_that_has_the_machine(storage):
+        code, output = check("gave-way", "stages=[inventory, devices]", "pool.queue_limit_minutes=0.05")
+    assert code == 4, output
+    report = report_of(storage, "gave-way")
+    assert report.status is Status.SKIP
+    assert "the pool is taken by others" in output
+    assert runs(stack)["gave-way"].data.tags["verdict"] == "SKIP"
+
+
+@contextmanager
+def a_job_that_has_the_machine(storage: Path):
+    (storage / "pool").mkdir(exist_ok=True)
+    with (storage / "pool" / "local.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def test_gpus_that_are_not_there_are_refused_before_anything_is_started(check):
+    code, output = check("no-gpus", "pool.gpus=true", "pool.processes_per_node=8")
+    assert code == 2, output
+    assert "2 nodes x 8 processes need 16 GPUs and this machine shows" in output
