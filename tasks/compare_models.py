@@ -16,6 +16,7 @@ from tasks.contracts.conversation import example_from_record
 from tasks.contracts.files import read_json
 from tasks.contracts.prediction import Prediction, prediction_from_record
 from tasks.evaluation.compare import compare
+from tasks.evaluation.measure import measure
 from tasks.prepare_dataset import PreparedDataset
 from tasks.report.build import ReportInputs, build_report, comparison_markdown
 from tasks.run import Run
@@ -35,8 +36,10 @@ def compare_models(
     with child_run(run, STAGE) as child:
         examples = [example_from_record(r) for r in pq.read_table(Path(dataset.path) / "test.parquet").to_pylist()]
         check_comparable(Path(original.path), Path(finetuned.path))
+        points = read_points(run.folder.job("train_adapter"))
+        measured = measure(run.folder, adapter.figures, points)
         comparison = compare(
-            examples, _predictions(original), _predictions(finetuned), run.experiment.gates, adapter.figures
+            examples, _predictions(original), _predictions(finetuned), run.experiment.gates, measured
         )
         inputs = ReportInputs(
             run=run.folder.run,
@@ -44,7 +47,8 @@ def compare_models(
             dataset=run.experiment.dataset.title,
             quality=read_json(Path(dataset.path) / "quality.json"),
             training=adapter.figures,
-            points=read_points(run.folder.job("train_adapter")),
+            points=points,
+            measured=measured,
             provenance=_provenance(run, dataset, adapter),
         )
         build_report(comparison, inputs, run.folder.report)
@@ -130,6 +134,8 @@ def _figures(comparison: Comparison, model: str) -> dict[str, float | None]:
         metrics[f"{prefix}exact_match_lenient"] = figures.exact_match_lenient.value
         metrics[f"{prefix}call_name"] = figures.call_name.value
         metrics[f"{prefix}arguments"] = figures.arguments.value
+        metrics[f"{prefix}arguments_given"] = figures.arguments_given.value
+        metrics[f"{prefix}fits_schema"] = figures.fits_schema.value
         metrics[f"{prefix}parse_rate"] = figures.parse_rate.value
         metrics[f"{prefix}call_rate"] = figures.call_rate.value
         metrics[f"{prefix}num_unscored"] = figures.num_unscored

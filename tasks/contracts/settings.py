@@ -272,6 +272,20 @@ class GateSettings(Settings):
     """Mean training loss over the last tenth of the steps."""
     min_tokens_per_s_per_gpu: float | None = Field(default=None, gt=0)
     """Median training throughput, padding not counted."""
+    min_gpu_utilization: float | None = Field(default=None, gt=0, le=1)
+    """Mean share of time that GPUs were busy in training."""
+    min_gpu_memory_share: float | None = Field(default=None, gt=0, le=1)
+    """Highest share of a GPU's memory held in training."""
+    min_inference_tokens_per_s: float | None = Field(default=None, gt=0)
+    """New tokens per second of the fine-tuned model, over all GPUs."""
+    max_plain_loss_increase: float | None = Field(default=None, gt=0)
+    """Forgetting: by what share the loss on plain conversations may grow, as 0.1 for a tenth."""
+    max_out_of_memory: int | None = Field(default=0, ge=0)
+    """Attempts and batches that may fail for want of memory, although others took their place."""
+    max_hours: float | None = Field(default=None, gt=0)
+    """From the first job's start to the last one's end."""
+    max_gpu_hours: float | None = Field(default=None, gt=0)
+    """GPUs times the hours they were held, failed attempts included."""
 
 
 class StorageSettings(Settings):
