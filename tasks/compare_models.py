@@ -18,7 +18,7 @@ from tasks.contracts.prediction import Prediction, prediction_from_record
 from tasks.evaluation.compare import compare
 from tasks.evaluation.measure import measure
 from tasks.prepare_dataset import PreparedDataset
-from tasks.report.build import ReportInputs, build_report, comparison_markdown
+from tasks.report.build import ReportInputs, build_report
 from tasks.run import Run
 from tasks.run_inference import Answers
 from tasks.stage import child_run
@@ -53,7 +53,7 @@ def compare_models(
         )
         build_report(comparison, inputs, run.folder.report)
         _record(run, child, comparison, original, finetuned, adapter, dataset)
-    _show(run, comparison, comparison_markdown(comparison, inputs))
+    _show(run, comparison, (run.folder.report / "comparison.md").read_text(encoding="utf-8"))
     return comparison
 
 

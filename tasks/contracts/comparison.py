@@ -195,6 +195,7 @@ class ComparedExample:
     """One request with both answers.
 
     Attributes:
+        cluster: the same for requests that are not independent of each other.
         kind: ``fixed``, ``broken``, ``still wrong``, ``kept`` or ``unscored``.
         expected: the expected calls, one a line, or ``(no call)``.
         original, finetuned: the answers as written.
@@ -203,6 +204,7 @@ class ComparedExample:
     """
 
     example_id: str
+    cluster: str
     kind: str
     category: str
     slice: str

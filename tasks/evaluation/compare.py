@@ -15,6 +15,7 @@ from tasks.contracts.comparison import (
     Sensitivity,
 )
 from tasks.contracts.conversation import CATEGORIES, Call, Example, calls_to_json
+from tasks.contracts.files import digest_of
 from tasks.contracts.measurements import Measurements
 from tasks.contracts.prediction import Prediction
 from tasks.contracts.settings import GateSettings
@@ -194,6 +195,7 @@ def _compared(
         kind = {(False, True): "fixed", (True, False): "broken", (False, False): "still wrong"}.get((was, is_), "kept")
     return ComparedExample(
         example_id=example.id,
+        cluster=digest_of(cluster(example))[:16],
         kind=kind,
         category=example.category,
         slice=example.slice,

@@ -35,9 +35,10 @@ def test_a_thousand_mcnemar_tests_equal_scipys_and_statsmodels():
             assert ours == pytest.approx(binomtest(fixed, fixed + broken).pvalue, abs=1e-12)
 
 
-def test_a_thousand_corrections_equal_statsmodels_holm():
+def test_corrections_for_several_comparisons_equal_statsmodels_holm():
     rng = np.random.default_rng(3)
-    for _ in range(NUM_TABLES):
+    # Theirs takes a tenth of a second each.
+    for _ in range(30):
         p_values = rng.random(int(rng.integers(1, 12))) ** 3
         assert holm(list(p_values)) == pytest.approx(list(multipletests(p_values, method="holm")[1]), abs=1e-12)
 

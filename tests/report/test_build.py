@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tasks.contracts.conversation import Call, Example, Message
+from tasks.contracts.measurements import Measurements, ModelSpeed, StageTime
 from tasks.contracts.prediction import Prediction, Reading
 from tasks.contracts.settings import GateSettings
 from tasks.dataset.quality import Quality
@@ -36,6 +37,17 @@ TRAINING = {
     "tokens_per_s_per_gpu": 100.0,
     "peak_memory_gbytes": 1.5,
 }
+MEASURED = Measurements(
+    stages=(StageTime("prepare_dataset", 0, 1, False, 0, True), StageTime("train_adapter", 90, 2, False, 1, True)),
+    wall_hours=0.1,
+    process_hours=0.05,
+    storage_gbytes=0.3,
+    final_loss=0.5,
+    has_final_checkpoint=True,
+    num_out_of_memory=0,
+    original=ModelSpeed(40.0, {"p50": 1.0, "p95": 2.0, "p99": 2.5}, 1.2, 2.5, 3.0, 0),
+    finetuned=ModelSpeed(38.0, None, 1.3, 0.2, 3.1, 0),
+)
 
 
 @pytest.fixture
@@ -47,7 +59,7 @@ def folder(tmp_path):
     ]
     original = [Prediction(e.id, HOSTILE, Reading(()), Reading(()), 1, 1, False, 1) for e in tests]
     finetuned = [Prediction(e.id, "x", Reading(e.expected), Reading(e.expected), 1, 1, False, 1) for e in tests]
-    comparison = compare(tests, original, finetuned, GateSettings(min_requests=1), TRAINING)
+    comparison = compare(tests, original, finetuned, GateSettings(min_requests=1), MEASURED)
     inputs = ReportInputs(
         run="run",
         model="model",
@@ -56,6 +68,7 @@ def folder(tmp_path):
         training=TRAINING,
         points=[(1, {"train/loss": 1.0, "train/tokens_per_s_per_gpu": 90.0}), (2, {"train/loss": 0.5})],
         provenance={"settings": {"x": 1}},
+        measured=MEASURED,
     )
     build_report(comparison, inputs, tmp_path / "report")
     return tmp_path / "report"
