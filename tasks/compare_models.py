@@ -38,9 +38,7 @@ def compare_models(
         check_comparable(Path(original.path), Path(finetuned.path))
         points = read_points(run.folder.job("train_adapter"))
         measured = measure(run.folder, adapter.figures, points)
-        comparison = compare(
-            examples, _predictions(original), _predictions(finetuned), run.experiment.gates, measured
-        )
+        comparison = compare(examples, _predictions(original), _predictions(finetuned), run.experiment.gates, measured)
         inputs = ReportInputs(
             run=run.folder.run,
             model=run.experiment.model.name,

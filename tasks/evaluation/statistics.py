@@ -74,8 +74,8 @@ def _by_cluster(differences: Sequence[int], clusters: Sequence[Hashable] | None)
 def sign_flip_p_value(sums: Sequence[int]) -> float:
     """Exact two-sided p-value: under no difference, each cluster's sum is as likely with the other sign.
 
-    The whole distribution is built up, one size of clusters after the other. Where every sum is -1, 0 or 1 this is the exact McNemar test,
-    2 x Binomial(min(b, c); b + c, 1/2) (McNemar 1947, doi:10.1007/BF02295996).
+    The whole distribution is built up, one size of clusters after the other. Where every sum is -1, 0 or 1 this is the exact
+    McNemar test, 2 x Binomial(min(b, c); b + c, 1/2) (McNemar 1947, doi:10.1007/BF02295996).
     """
     probability = np.ones(1)
     for size, count in Counter(abs(s) for s in sums if s).items():
@@ -141,6 +141,6 @@ def requests_needed(difference: float, discordant: float, alpha: float = 1 - CON
             f"a difference of {difference:g} with {discordant:g} discordant requests is impossible; "
             "use 0 < difference <= discordant <= 1"
         )
-    z_alpha, z_power = norm.ppf(1 - alpha / 2), norm.ppf(power)
+    z_alpha, z_power = float(norm.ppf(1 - alpha / 2)), float(norm.ppf(power))
     spread = math.sqrt(discordant - difference**2)
     return math.ceil(((z_alpha * math.sqrt(discordant) + z_power * spread) / difference) ** 2)

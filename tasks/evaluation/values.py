@@ -75,7 +75,9 @@ def same_value(expected: Any, given: Any, rules: Rules = EXACT) -> bool:
     if isinstance(expected, Items):
         expected = list(expected.items)
     if isinstance(expected, list) and isinstance(given, list):
-        return len(expected) == len(given) and all(same_value(e, g, rules) for e, g in zip(expected, given, strict=True))
+        return len(expected) == len(given) and all(
+            same_value(e, g, rules) for e, g in zip(expected, given, strict=True)
+        )
     return type(expected) is type(given) and bool(expected == given)
 
 

@@ -8,6 +8,7 @@ from markupsafe import Markup, escape
 
 MAX_CHARACTERS = 3000
 """Comparing takes time by the product of both lengths; longer texts are shown without marks."""
+MARKS = {"del": Markup("<del>{}</del>"), "ins": Markup("<ins>{}</ins>")}
 WORD = re.compile(r"\w+|\s+|[^\w\s]")
 
 
@@ -17,7 +18,7 @@ def marked(expected: str, given: str) -> tuple[Markup, Markup]:
     Calls stand one a line and in any order: each line is compared with the other side's line that is most like it.
     """
     if len(expected) > MAX_CHARACTERS or len(given) > MAX_CHARACTERS:
-        return Markup(escape(expected)), Markup(escape(given))
+        return escape(expected), escape(given)
     left, right = expected.split("\n"), given.split("\n")
     partners = _partners(left, right)
     ours = [_line(line, right[partners[i]] if i in partners else "", "del") for i, line in enumerate(left)]
@@ -49,4 +50,4 @@ def _pieces(text: str, other: str, tag: str) -> Iterator[Markup]:
     for kind, start, end, _, _ in SequenceMatcher(None, words, others, autojunk=False).get_opcodes():
         piece = "".join(words[start:end])
         if piece:
-            yield Markup(escape(piece)) if kind == "equal" else Markup(f"<{tag}>{{}}</{tag}>").format(piece)
+            yield escape(piece) if kind == "equal" else MARKS[tag].format(piece)

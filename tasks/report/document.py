@@ -1,6 +1,6 @@
 """The report as a document for programs: ``comparison.json``, whose JSON Schema is docs/comparison.schema.json.
 
-    python -m tasks.report schema > docs/comparison.schema.json
+python -m tasks.report schema > docs/comparison.schema.json
 """
 
 from collections.abc import Mapping

@@ -75,7 +75,9 @@ def _cost(document: ReportDocument) -> list[str]:
         return []
     if measured.gpu_hours is not None:
         return [f"{measured.gpu_hours:.2f} GPU-hours, {measured.wall_hours:.2f} h from first job to last."]
-    return [f"{measured.process_hours:.2f} process-hours without GPUs, {measured.wall_hours:.2f} h from first job to last."]
+    return [
+        f"{measured.process_hours:.2f} process-hours without GPUs, {measured.wall_hours:.2f} h from first job to last."
+    ]
 
 
 def percent(value: float | None) -> str:

@@ -45,7 +45,9 @@ def main() -> None:
     scores = [score(example, prediction) for example, prediction in pairs]
     seconds = time.process_time() - began
     right = sum(s.outcome.value == "correct" for s in scores)
-    print(f"{NUM_EXAMPLES} examples, {right} right: {NUM_EXAMPLES / seconds:,.0f} examples/s on one core ({seconds:.2f} s)")
+    print(
+        f"{NUM_EXAMPLES} examples, {right} right: {NUM_EXAMPLES / seconds:,.0f} examples/s on one core ({seconds:.2f} s)"
+    )
 
 
 if __name__ == "__main__":

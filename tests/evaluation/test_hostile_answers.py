@@ -63,7 +63,9 @@ def test_ten_thousand_fuzzed_answers_are_read_kept_and_scored(tmp_path):
 
 
 def nested(depth: int, opening: str = "[", closing: str = "]") -> str:
-    return "<tool_call>" + '{"name": "f", "arguments": {"a": ' + opening * depth + "1" + closing * depth + "}}</tool_call>"
+    return (
+        "<tool_call>" + '{"name": "f", "arguments": {"a": ' + opening * depth + "1" + closing * depth + "}}</tool_call>"
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,4 +116,6 @@ def test_python_style_and_fenced_calls_are_read_leniently_and_never_run():
     assert read_leniently("f(a=1)").calls == expected[:1]
     for text in ("f(a=__import__('os').getpid())", "f(1)", "I call f(a=1) now.", "see (this)", "[1] a (b)"):
         assert read_leniently(text).calls == ()
-    assert read_leniently("```json\n" + json.dumps([{"name": "f", "arguments": {"a": 1}}]) + "\n```").calls == expected[:1]
+    assert (
+        read_leniently("```json\n" + json.dumps([{"name": "f", "arguments": {"a": 1}}]) + "\n```").calls == expected[:1]
+    )

@@ -7,7 +7,14 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from tasks.evaluation.statistics import holm, is_improvement, paired_difference, requests_needed, share, sign_flip_p_value
+from tasks.evaluation.statistics import (
+    holm,
+    is_improvement,
+    paired_difference,
+    requests_needed,
+    share,
+    sign_flip_p_value,
+)
 
 NUM_TABLES = 1000
 NUM_NULL_COMPARISONS = 2000
