@@ -1,6 +1,7 @@
 """Stage: both models' answers to a verdict, a report and a registered adapter."""
 
 import importlib.metadata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from tasks.contracts.comparison import Comparison, ModelFigures
 from tasks.contracts.conversation import example_from_record
 from tasks.contracts.files import read_json
 from tasks.contracts.prediction import Prediction, prediction_from_record
+from tasks.contracts.suite import SuiteFigures
+from tasks.dataset.bfcl import PREFIX as BFCL
+from tasks.dataset.bfcl import read_bfcl
+from tasks.evaluation.bfcl import score_bfcl
 from tasks.evaluation.compare import compare
 from tasks.evaluation.measure import measure
 from tasks.prepare_dataset import PreparedDataset
@@ -38,7 +43,8 @@ def compare_models(
         check_comparable(Path(original.path), Path(finetuned.path))
         points = read_points(run.folder.job("train_adapter"))
         measured = measure(run.folder, adapter.figures, points)
-        comparison = compare(examples, _predictions(original), _predictions(finetuned), run.experiment.gates, measured)
+        before, after = _predictions(original), _predictions(finetuned)
+        comparison = compare(examples, _of_test(before), _of_test(after), run.experiment.gates, measured)
         inputs = ReportInputs(
             run=run.folder.run,
             model=run.experiment.model.name,
@@ -47,6 +53,7 @@ def compare_models(
             training=adapter.figures,
             points=points,
             measured=measured,
+            suite=_suite(run, before, after),
             provenance=_provenance(run, dataset, adapter),
         )
         build_report(comparison, inputs, run.folder.report)
@@ -67,6 +74,18 @@ def check_comparable(original: Path, finetuned: Path) -> None:
             f"the original model answered in {before} ({original}), the fine-tuned one in {after} ({finetuned}); "
             f"set inference.precision={after}, and the original is asked again"
         )
+
+
+def _of_test(predictions: Sequence[Prediction]) -> list[Prediction]:
+    return [p for p in predictions if not p.example_id.startswith(BFCL)]
+
+
+def _suite(run: Run, original: Sequence[Prediction], finetuned: Sequence[Prediction]) -> SuiteFigures | None:
+    settings = run.experiment.inference
+    if "bfcl" not in settings.suites:
+        return None
+    before, after = ({p.example_id: p for p in predictions} for predictions in (original, finetuned))
+    return score_bfcl(read_bfcl(settings.suite_rows_per_category), before, after)
 
 
 def _predictions(answers: Answers) -> list[Prediction]:

@@ -252,6 +252,11 @@ class InferenceSettings(Settings):
     """Test rows on whose expected answers both models' loss is measured as well, the first by id."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of weights and products. `auto`: bfloat16 where the device multiplies it natively, else float32."""
+    suites: tuple[Literal["bfcl"], ...] = ()
+    """Public benchmarks that both models are asked besides the test rows. `bfcl`: the single-turn Python categories in the
+    installed package bfcl-eval. They decide no gate."""
+    suite_rows_per_category: int | None = Field(default=None, ge=1)
+    """Questions of each category, spread evenly over it; empty: all."""
     adapter: Literal["trained", "none"] = "trained"
     """Control experiment: `none` compares the original model with itself. An honest comparison then finds no
     improvement."""

@@ -19,6 +19,7 @@ from tasks.contracts.attempt import Attempt
 from tasks.contracts.files import publish_folder, read_json, write_json, write_text
 from tasks.contracts.prediction import Prediction, prediction_from_record, prediction_to_record
 from tasks.contracts.settings import InferenceSettings, ModelSettings
+from tasks.dataset.bfcl import read_bfcl
 from tasks.dataset.prepare import read_examples
 from tasks.dataset.rendering.family import detect_family, family_for
 from tasks.inference.generate import generate
@@ -51,6 +52,9 @@ def run(attempt: Attempt) -> Mapping[str, Any] | None:
     model.eval()
 
     examples = read_examples(Path(arguments["dataset"]) / "test.parquet")
+    held_out = list(examples)
+    if "bfcl" in settings.suites:
+        examples += [row.example for row in read_bfcl(settings.suite_rows_per_category)]
     before = _agree_on_done(attempt, rank)
     left = [e for e in examples if e.id not in {p.example_id for p in before}]
     # Dealt out by length, so that every rank has as much to do.
@@ -90,7 +94,7 @@ def run(attempt: Attempt) -> Mapping[str, Any] | None:
     for prediction in answers:
         partial.add([prediction])
     seconds = time.perf_counter() - began
-    rows = sorted(examples, key=lambda e: e.id)[: settings.num_loss_rows]
+    rows = sorted(held_out, key=lambda e: e.id)[: settings.num_loss_rows]
     reference = answer_loss(model, tokenizer, family, rows[rank::world_size])
     plain = answer_loss(model, tokenizer, family, plain_conversations()[rank::world_size])
     figures = RankFigures(seconds, peak_memory_gbytes(), len(sizes), reference, plain)

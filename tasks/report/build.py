@@ -14,6 +14,7 @@ from markupsafe import Markup
 from tasks.contracts.comparison import FAULT_TITLES, FAULTS, ComparedExample, Comparison
 from tasks.contracts.files import publish_folder, write_json, write_text
 from tasks.contracts.measurements import Measurements
+from tasks.contracts.suite import SuiteFigures
 from tasks.pages.figures import FINETUNED, ORIGINAL, curve, exact_match_bars
 from tasks.pages.page import render_page
 from tasks.report.diff import marked
@@ -39,6 +40,7 @@ class ReportInputs:
     Attributes:
         points: ``(step, metrics)`` of the training run, in order.
         provenance: settings, digests and versions.
+        suite: a public benchmark that was asked as well.
     """
 
     run: str
@@ -49,6 +51,7 @@ class ReportInputs:
     points: Sequence[tuple[int, Mapping[str, float]]]
     provenance: Mapping[str, Any]
     measured: Measurements
+    suite: SuiteFigures | None = None
 
 
 def build_report(comparison: Comparison, inputs: ReportInputs, folder: Path) -> None:
@@ -63,6 +66,7 @@ def build_report(comparison: Comparison, inputs: ReportInputs, folder: Path) -> 
         training=dict(inputs.training),
         quality=dict(inputs.quality),
         provenance=dict(inputs.provenance),
+        suite=inputs.suite,
     )
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

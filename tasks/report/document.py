@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tasks.contracts.comparison import Comparison
 from tasks.contracts.measurements import Measurements
+from tasks.contracts.suite import SuiteFigures
 
 VERSION = 1
 SCHEMA_ID = "https://json-schema.org/draft/2020-12/schema"
@@ -27,6 +28,7 @@ class ReportDocument(Comparison):
         training: what the training job left as its result.
         quality: the dataset's quality report.
         provenance: settings, digests and versions.
+        suite: a public benchmark that was asked as well.
     """
 
     version: int = VERSION
@@ -38,6 +40,7 @@ class ReportDocument(Comparison):
     training: Mapping[str, Any]
     quality: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    suite: SuiteFigures | None = None
 
     @classmethod
     def of(cls, comparison: Comparison, **values: Any) -> "ReportDocument":

@@ -54,6 +54,7 @@ def comparison_markdown(document: ReportDocument) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", *_cost(document)]
+    lines += _suite(document)
     counts = Counter(example.kind for example in document.examples)
     lines += ["", ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if counts[kind]) + ".", ""]
     for kind in ("fixed", "broken", "still wrong"):
@@ -78,6 +79,24 @@ def _cost(document: ReportDocument) -> list[str]:
     return [
         f"{measured.process_hours:.2f} process-hours without GPUs, {measured.wall_hours:.2f} h from first job to last."
     ]
+
+
+def _suite(document: ReportDocument) -> list[str]:
+    if document.suite is None:
+        return []
+    lines = [
+        "",
+        "| BFCL | n | original | fine-tuned | by its checker | | agreement |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for category in document.suite.categories:
+        before, after = category.original, category.finetuned
+        checker = f"{percent(before.checker.value)} | {percent(after.checker.value)}"
+        lines.append(
+            f"| {category.name.replace('_', ' ')} | {category.n} | {percent(before.exact.value)} | "
+            f"{percent(after.exact.value)} | {checker} | {percent(after.agreement.value)} |"
+        )
+    return lines
 
 
 def percent(value: float | None) -> str:
