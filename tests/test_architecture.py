@@ -50,10 +50,8 @@ def problems_of(path: Path) -> list[str]:
             if folder == "contracts" and target[1] != "contracts":
                 problems.append(f"{path} imports {name}: contracts import nothing else of ours")
             elif target[1] in STAGES - {folder}:
-                shares = (
-                    (folder, name) in SHARED_STATISTICS
-                    or (folder in {"training", "inference", "evaluation"}
-                    and name.startswith(SHARED_RENDERING))
+                shares = (folder, name) in SHARED_STATISTICS or (
+                    folder in {"training", "inference", "evaluation"} and name.startswith(SHARED_RENDERING)
                 )
                 if not shares:
                     problems.append(f"{path} imports {name}: stage folders do not import each other")

@@ -22,6 +22,7 @@ from tasks.contracts.settings import InferenceSettings, ModelSettings
 from tasks.dataset.bfcl import read_bfcl
 from tasks.dataset.prepare import read_examples
 from tasks.dataset.rendering.family import detect_family, family_for
+from tasks.inference.endpoint import Endpoint
 from tasks.inference.generate import generate
 from tasks.inference.losses import LossSum, answer_loss, plain_conversations
 from tasks.inference.partial import PartialAnswers, answered_before, read_partial
@@ -42,14 +43,13 @@ def run(attempt: Attempt) -> Mapping[str, Any] | None:
     folder = materialise(model_settings, Path(arguments["storage"]))
     tokenizer = load_tokenizer(folder)
     family = family_for(detect_family(folder) if model_settings.family == "auto" else model_settings.family, tokenizer)
-    precision = resolve_precision(settings.precision)
-    model = load_model(folder, precision)
     adapter = Path(arguments["adapter"]) if arguments["adapter"] else None
     if adapter is not None:
         check_base(adapter, folder)
-        # The adapter in the weights' own precision, as serving engines load it: no cast to float32 and back per layer.
-        model = merge(PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False), precision)
-    model.eval()
+    precision = (
+        resolve_precision(settings.precision) if settings.endpoint is None else f"{settings.endpoint.api} endpoint"
+    )
+    model = _load(folder, adapter, settings) if settings.endpoint is None else None
 
     examples = read_examples(Path(arguments["dataset"]) / "test.parquet")
     held_out = list(examples)
@@ -79,25 +79,40 @@ def run(attempt: Attempt) -> Mapping[str, Any] | None:
         )
 
     partial = PartialAnswers(attempt, rank)
+    mine = left[rank::world_size]
     began = time.perf_counter()
-    answers = generate(
-        model,
-        tokenizer,
-        family,
-        left[rank::world_size],
-        batch_size=settings.batch_size,
-        max_new_tokens=settings.max_new_tokens,
-        on_done=on_done,
-        on_smaller=on_smaller,
-    )
-    # On disk batch by batch, as far as they come at once.
-    for prediction in answers:
-        partial.add([prediction])
-    seconds = time.perf_counter() - began
-    rows = sorted(held_out, key=lambda e: e.id)[: settings.num_loss_rows]
-    reference = answer_loss(model, tokenizer, family, rows[rank::world_size])
-    plain = answer_loss(model, tokenizer, family, plain_conversations()[rank::world_size])
-    figures = RankFigures(seconds, peak_memory_gbytes(), len(sizes), reference, plain)
+    if settings.endpoint is not None:
+        name = settings.endpoint.finetuned if adapter else settings.endpoint.original
+        num_done = 0
+
+        def on_prediction(prediction: Prediction) -> None:
+            nonlocal num_done
+            partial.add([prediction])
+            num_done += 1
+            if num_done % settings.batch_size == 0 or num_done == len(mine):
+                on_done(num_done)
+
+        Endpoint(settings.endpoint, name, tokenizer, family, settings.max_new_tokens).ask(mine, on_prediction)
+        figures = RankFigures(time.perf_counter() - began, None, 0, LossSum(), LossSum())
+    else:
+        answers = generate(
+            model,
+            tokenizer,
+            family,
+            mine,
+            batch_size=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            on_done=on_done,
+            on_smaller=on_smaller,
+        )
+        # On disk batch by batch, as they come.
+        for prediction in answers:
+            partial.add([prediction])
+        seconds = time.perf_counter() - began
+        rows = sorted(held_out, key=lambda e: e.id)[: settings.num_loss_rows]
+        reference = answer_loss(model, tokenizer, family, rows[rank::world_size])
+        plain = answer_loss(model, tokenizer, family, plain_conversations()[rank::world_size])
+        figures = RankFigures(seconds, peak_memory_gbytes(), len(sizes), reference, plain)
     write_json(attempt.folder / f"figures-{rank}.json", asdict(figures))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
@@ -111,7 +126,7 @@ class RankFigures:
     """What one rank measured: seconds of generation, memory, halved batches, losses."""
 
     seconds: float
-    peak_memory_gbytes: float
+    peak_memory_gbytes: float | None
     num_memory_retries: int
     reference: LossSum
     plain: LossSum
@@ -124,6 +139,15 @@ def _agree_on_done(attempt: Attempt, rank: int) -> list[Prediction]:
         write_text(path, "".join(json.dumps(prediction_to_record(p)) + "\n" for p in answered_before(attempt)))
     torch.distributed.barrier()
     return [prediction_from_record(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _load(folder: Path, adapter: Path | None, settings: InferenceSettings) -> Any:
+    precision = resolve_precision(settings.precision)
+    model: Any = load_model(folder, precision)
+    if adapter is not None:
+        # The adapter in the weights' own precision, as serving engines load it: no cast to float32 and back per layer.
+        model = merge(PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False), precision)
+    return model.eval()
 
 
 def merge(model: PeftModel, precision: str) -> Any:
@@ -199,7 +223,7 @@ def _gather(
         "num_answered_before": len(before),
         "latency_s": dict(zip(("p50", "p95", "p99"), map(float, percentiles), strict=True)),
         "num_cut": sum(p.was_cut for p in predictions),
-        "peak_memory_gbytes": max(f["peak_memory_gbytes"] for f in figures),
+        "peak_memory_gbytes": max((f["peak_memory_gbytes"] for f in figures if f["peak_memory_gbytes"]), default=None),
         "num_memory_retries": sum(f["num_memory_retries"] for f in figures),
         "reference_loss": reference.mean,
         "plain_loss": plain.mean,

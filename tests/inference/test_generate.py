@@ -57,7 +57,8 @@ def test_the_loss_of_an_answer_is_the_models_own(model, tokenizer):
         prompt = encode_prompt(tokenizer, family, row)
         answer = tokenizer(family.answer(row.reply), add_special_tokens=False)["input_ids"]
         labels = torch.tensor([[-100] * len(prompt) + answer])
-        nats += float(model(input_ids=torch.tensor([prompt + answer]), labels=labels).loss) * len(answer)
+        with torch.no_grad():
+            nats += float(model(input_ids=torch.tensor([prompt + answer]), labels=labels).loss) * len(answer)
     assert total.nats == pytest.approx(nats, rel=1e-4)
     # An instruct model foretells such answers; a wrong offset by one token would cost several nats.
     assert total.mean < 2.5
