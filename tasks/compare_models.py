@@ -3,7 +3,7 @@
 import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 from prefect import task
@@ -128,18 +128,44 @@ def _record(
     tracking.log_metrics(run.mlflow_run_id, _figures(comparison, "finetuned"))
     tracking.log_folder(child, run.folder.report, "report")
     tracking.log_folder(run.mlflow_run_id, run.folder.report, "report")
-    version = tracking.register_adapter(
-        model=run.experiment.model.name,
+    tracking.log_table(original.mlflow_run_id, evaluation_table(comparison, "original"), "evaluation.json")
+    tracking.log_table(finetuned.mlflow_run_id, evaluation_table(comparison, "finetuned"), "evaluation.json")
+    exact_match = primary.finetuned.exact_match.value
+    model = run.experiment.model
+    tags = {
+        "verdict": "PASS" if comparison.passed else "FAIL",
+        "run": run.folder.run,
+        "dataset_sha256": dataset.digest,
+        "base_model": model.name,
+        "base_revision": model.revision or "none given",
+        "base_weights_sha256": adapter.figures["base_weights_sha256"],
+        "exact_match": "" if exact_match is None else str(exact_match),
+    }
+    version, why = tracking.register_adapter(
+        model=model.name,
         run_id=adapter.mlflow_run_id,
-        tags={
-            "verdict": "PASS" if comparison.passed else "FAIL",
-            "run": run.folder.run,
-            "dataset_sha256": dataset.digest,
-            "base_weights_sha256": adapter.figures["base_weights_sha256"],
-        },
+        tags={name: value for name, value in tags.items() if value},
         passed=comparison.passed,
     )
-    get_run_logger().info("registered the adapter as %s", version)
+    tracking.client.set_tag(run.mlflow_run_id, "registered", f"{version} {why}")
+    get_run_logger().info("registered the adapter as %s, which %s", version, why)
+
+
+def evaluation_table(comparison: Comparison, which: Literal["original", "finetuned"]) -> dict[str, list[str]]:
+    """One model's answers, with the same columns and rows for both, so that MLflow shows them side by side."""
+    examples = comparison.examples
+    right = ("kept", "broken") if which == "original" else ("kept", "fixed")
+    return {
+        "request": [e.request for e in examples],
+        "category": [e.category for e in examples],
+        "slice": [e.slice for e in examples],
+        "expected": [e.expected for e in examples],
+        "answer": [getattr(e, which) for e in examples],
+        "outcome": [
+            "unscored" if e.kind == "unscored" else "correct" if e.kind in right else "wrong" for e in examples
+        ],
+        "reason": [getattr(e, f"{which}_reason") for e in examples],
+    }
 
 
 def _figures(comparison: Comparison, model: str) -> dict[str, float | None]:
