@@ -10,6 +10,7 @@ from tasks.contracts.overrides import SettingsError, dotted
 from tasks.contracts.run_folder import RunFolder
 from tasks.contracts.settings import Experiment
 from tasks.dataset.benchmarks import find_benchmark
+from tasks.dataset.bfcl import find_bfcl
 from tasks.dataset.sources.files import DatasetNotFound
 from tasks.dataset.sources.read import check_dataset
 from tasks.models.identity import ModelNotFound, check_model
@@ -31,7 +32,7 @@ def check_experiment(experiment: Experiment, folder: RunFolder) -> None:
         SettingsError: listing every reason, each with value, limit and what to do.
     """
     problems = _changed_since(folder, experiment)
-    for check in (_model, _dataset, _plan, _gpus, _pods, _space):
+    for check in (_model, _dataset, _plan, _suites, _gpus, _pods, _space):
         try:
             check(experiment)
         except (ModelNotFound, DatasetNotFound, ValueError, OSError) as error:
@@ -56,6 +57,11 @@ def _changed_since(folder: RunFolder, experiment: Experiment) -> list[str]:
 
 def _model(experiment: Experiment) -> None:
     check_model(experiment.model)
+
+
+def _suites(experiment: Experiment) -> None:
+    if "bfcl" in experiment.inference.suites:
+        find_bfcl()
 
 
 def _dataset(experiment: Experiment) -> None:

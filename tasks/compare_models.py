@@ -1,8 +1,9 @@
 """Stage: both models' answers to a verdict, a report and a registered adapter."""
 
 import importlib.metadata
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 from prefect import task
@@ -15,9 +16,14 @@ from tasks.contracts.comparison import Comparison, ModelFigures
 from tasks.contracts.conversation import example_from_record
 from tasks.contracts.files import read_json
 from tasks.contracts.prediction import Prediction, prediction_from_record
+from tasks.contracts.suite import SuiteFigures
+from tasks.dataset.bfcl import PREFIX as BFCL
+from tasks.dataset.bfcl import read_bfcl
+from tasks.evaluation.bfcl import score_bfcl
 from tasks.evaluation.compare import compare
+from tasks.evaluation.measure import measure
 from tasks.prepare_dataset import PreparedDataset
-from tasks.report.build import ReportInputs, build_report, comparison_markdown
+from tasks.report.build import ReportInputs, build_report
 from tasks.run import Run
 from tasks.run_inference import Answers
 from tasks.stage import child_run
@@ -35,21 +41,24 @@ def compare_models(
     with child_run(run, STAGE) as child:
         examples = [example_from_record(r) for r in pq.read_table(Path(dataset.path) / "test.parquet").to_pylist()]
         check_comparable(Path(original.path), Path(finetuned.path))
-        comparison = compare(
-            examples, _predictions(original), _predictions(finetuned), run.experiment.gates, adapter.figures
-        )
+        points = read_points(run.folder.job("train_adapter"))
+        measured = measure(run.folder, adapter.figures, points)
+        before, after = _predictions(original), _predictions(finetuned)
+        comparison = compare(examples, _of_test(before), _of_test(after), run.experiment.gates, measured)
         inputs = ReportInputs(
             run=run.folder.run,
             model=run.experiment.model.name,
             dataset=run.experiment.dataset.title,
             quality=read_json(Path(dataset.path) / "quality.json"),
             training=adapter.figures,
-            points=read_points(run.folder.job("train_adapter")),
+            points=points,
+            measured=measured,
+            suite=_suite(run, before, after),
             provenance=_provenance(run, dataset, adapter),
         )
         build_report(comparison, inputs, run.folder.report)
         _record(run, child, comparison, original, finetuned, adapter, dataset)
-    _show(run, comparison, comparison_markdown(comparison, inputs))
+    _show(run, comparison, (run.folder.report / "comparison.md").read_text(encoding="utf-8"))
     return comparison
 
 
@@ -65,6 +74,18 @@ def check_comparable(original: Path, finetuned: Path) -> None:
             f"the original model answered in {before} ({original}), the fine-tuned one in {after} ({finetuned}); "
             f"set inference.precision={after}, and the original is asked again"
         )
+
+
+def _of_test(predictions: Sequence[Prediction]) -> list[Prediction]:
+    return [p for p in predictions if not p.example_id.startswith(BFCL)]
+
+
+def _suite(run: Run, original: Sequence[Prediction], finetuned: Sequence[Prediction]) -> SuiteFigures | None:
+    settings = run.experiment.inference
+    if "bfcl" not in settings.suites:
+        return None
+    before, after = ({p.example_id: p for p in predictions} for predictions in (original, finetuned))
+    return score_bfcl(read_bfcl(settings.suite_rows_per_category), before, after)
 
 
 def _predictions(answers: Answers) -> list[Prediction]:
@@ -107,18 +128,44 @@ def _record(
     tracking.log_metrics(run.mlflow_run_id, _figures(comparison, "finetuned"))
     tracking.log_folder(child, run.folder.report, "report")
     tracking.log_folder(run.mlflow_run_id, run.folder.report, "report")
-    version = tracking.register_adapter(
-        model=run.experiment.model.name,
+    tracking.log_table(original.mlflow_run_id, evaluation_table(comparison, "original"), "evaluation.json")
+    tracking.log_table(finetuned.mlflow_run_id, evaluation_table(comparison, "finetuned"), "evaluation.json")
+    exact_match = primary.finetuned.exact_match.value
+    model = run.experiment.model
+    tags = {
+        "verdict": "PASS" if comparison.passed else "FAIL",
+        "run": run.folder.run,
+        "dataset_sha256": dataset.digest,
+        "base_model": model.name,
+        "base_revision": model.revision or "none given",
+        "base_weights_sha256": adapter.figures["base_weights_sha256"],
+        "exact_match": "" if exact_match is None else str(exact_match),
+    }
+    version, why = tracking.register_adapter(
+        model=model.name,
         run_id=adapter.mlflow_run_id,
-        tags={
-            "verdict": "PASS" if comparison.passed else "FAIL",
-            "run": run.folder.run,
-            "dataset_sha256": dataset.digest,
-            "base_weights_sha256": adapter.figures["base_weights_sha256"],
-        },
+        tags={name: value for name, value in tags.items() if value},
         passed=comparison.passed,
     )
-    get_run_logger().info("registered the adapter as %s", version)
+    tracking.client.set_tag(run.mlflow_run_id, "registered", f"{version} {why}")
+    get_run_logger().info("registered the adapter as %s, which %s", version, why)
+
+
+def evaluation_table(comparison: Comparison, which: Literal["original", "finetuned"]) -> dict[str, list[str]]:
+    """One model's answers, with the same columns and rows for both, so that MLflow shows them side by side."""
+    examples = comparison.examples
+    right = ("kept", "broken") if which == "original" else ("kept", "fixed")
+    return {
+        "request": [e.request for e in examples],
+        "category": [e.category for e in examples],
+        "slice": [e.slice for e in examples],
+        "expected": [e.expected for e in examples],
+        "answer": [getattr(e, which) for e in examples],
+        "outcome": [
+            "unscored" if e.kind == "unscored" else "correct" if e.kind in right else "wrong" for e in examples
+        ],
+        "reason": [getattr(e, f"{which}_reason") for e in examples],
+    }
 
 
 def _figures(comparison: Comparison, model: str) -> dict[str, float | None]:
@@ -130,6 +177,8 @@ def _figures(comparison: Comparison, model: str) -> dict[str, float | None]:
         metrics[f"{prefix}exact_match_lenient"] = figures.exact_match_lenient.value
         metrics[f"{prefix}call_name"] = figures.call_name.value
         metrics[f"{prefix}arguments"] = figures.arguments.value
+        metrics[f"{prefix}arguments_given"] = figures.arguments_given.value
+        metrics[f"{prefix}fits_schema"] = figures.fits_schema.value
         metrics[f"{prefix}parse_rate"] = figures.parse_rate.value
         metrics[f"{prefix}call_rate"] = figures.call_rate.value
         metrics[f"{prefix}num_unscored"] = figures.num_unscored

@@ -83,6 +83,12 @@ def _record(run: Run, dataset: PreparedDataset, path: Path, child: str, adapter:
             "inference/num_new_tokens": manifest["num_new_tokens"],
             "inference/generation_s": manifest["generation_s"],
             "inference/num_cut": manifest["num_cut"],
+            "inference/peak_memory_gbytes": manifest["peak_memory_gbytes"],
+            "inference/latency_p50_s": manifest["latency_s"]["p50"],
+            "inference/latency_p95_s": manifest["latency_s"]["p95"],
+            "inference/latency_p99_s": manifest["latency_s"]["p99"],
+            "eval/reference_loss": manifest["reference_loss"],
+            "eval/plain_loss": manifest["plain_loss"],
         },
     )
     run.tracking.log_files(child, [path / "predictions.parquet"])
@@ -95,6 +101,7 @@ def _baseline_digest(run: Run, dataset: PreparedDataset) -> str | None:
         return None
     folder = Path(__file__).parent
     code = [p for name in ("inference", "dataset/rendering", "models") for p in (folder / name).rglob("*.py")]
+    code.append(folder / "inference" / "plain_conversations.jsonl")
     settings = run.experiment.inference.model_dump(mode="json", exclude={"adapter"})
     return digest_of(
         {

@@ -12,6 +12,8 @@ STAGES = {"dataset", "inference", "training", "evaluation", "report", "pool", "c
 SERVE_ALL = {"contracts", "models", "hardware", "pages", "tracking"}
 SHARED_RENDERING = "tasks.dataset"
 """Training, inference and evaluation share the dataset's rendering and files."""
+SHARED_STATISTICS = {("report", "tasks.evaluation.statistics")}
+"""A page over several runs makes the same claims as one over a single run, by the same tests."""
 
 
 def modules() -> list[Path]:
@@ -48,7 +50,9 @@ def problems_of(path: Path) -> list[str]:
             if folder == "contracts" and target[1] != "contracts":
                 problems.append(f"{path} imports {name}: contracts import nothing else of ours")
             elif target[1] in STAGES - {folder}:
-                shares = folder in {"training", "inference", "evaluation"} and name.startswith(SHARED_RENDERING)
+                shares = (folder, name) in SHARED_STATISTICS or (
+                    folder in {"training", "inference", "evaluation"} and name.startswith(SHARED_RENDERING)
+                )
                 if not shares:
                     problems.append(f"{path} imports {name}: stage folders do not import each other")
             if folder in SERVE_ALL - {"contracts"} and target[1] in STAGES:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal, get_args
 
 
 class Outcome(Enum):
@@ -14,6 +16,38 @@ class Outcome(Enum):
     UNSCORED = "unscored"
 
 
+Fault = Literal[
+    "unreadable",
+    "not_in_format",
+    "no_call",
+    "needless_call",
+    "not_offered",
+    "wrong_function",
+    "missing_call",
+    "extra_call",
+    "missing_argument",
+    "unexpected_argument",
+    "wrong_type",
+    "wrong_value",
+]
+"""What is wrong with an answer, the first that applies in this order."""
+FAULTS: tuple[Fault, ...] = get_args(Fault)
+FAULT_TITLES: Mapping[Fault, str] = {
+    "unreadable": "a call that cannot be read",
+    "not_in_format": "a call outside the format told",
+    "no_call": "no call where one is needed",
+    "needless_call": "a call where no function fits",
+    "not_offered": "a function that is not offered",
+    "wrong_function": "another of the functions offered",
+    "missing_call": "fewer calls than asked for",
+    "extra_call": "more calls than asked for",
+    "missing_argument": "an argument is missing",
+    "unexpected_argument": "an argument that was not asked for",
+    "wrong_type": "an argument of another type",
+    "wrong_value": "an argument with another value",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """One answer judged.
@@ -21,22 +55,29 @@ class Score:
     Attributes:
         outcome: the strict reading against the expected calls, exactly.
         reason: in words, why.
-        lenient_outcome: the same for the lenient reading.
+        fault: what is wrong, for counting; None where nothing is, and where nothing could be judged.
+        lenient_outcome: the outcome of the lenient reading.
         was_parsed: the answer could be read strictly (calls, or words).
         has_call: the strict reading, or failing that the lenient one, makes a call.
+        fits_schema: every call of the strict reading is to a function on offer with arguments that its schema accepts; None
+            where it makes none.
         names_correct: the same functions are called as often as expected; None where none is expected.
         num_arguments, num_arguments_correct: over the expected calls.
+        num_arguments_given: over the calls of the strict reading.
     """
 
     example_id: str
     outcome: Outcome
     reason: str
+    fault: Fault | None
     lenient_outcome: Outcome
     was_parsed: bool
     has_call: bool
+    fits_schema: bool | None
     names_correct: bool | None
     num_arguments: int
     num_arguments_correct: int
+    num_arguments_given: int
 
 
 @dataclass(frozen=True)
@@ -59,8 +100,12 @@ class ModelFigures:
         exact_match_lenient: the same, read leniently.
         call_name: the right functions called, of the requests needing a call.
         arguments: right arguments, of all expected ones.
+        arguments_given: right arguments, of all that were given.
         parse_rate: answers that could be read strictly.
         call_rate: answers that make a call.
+        fits_schema: answers whose calls are all to functions on offer with arguments that their schemas accept, of those that
+            make a call in the format told.
+        faults: wrong answers by what is wrong with them.
         num_unscored: answers left out of exact_match because they could not be judged.
     """
 
@@ -68,8 +113,11 @@ class ModelFigures:
     exact_match_lenient: Share
     call_name: Share
     arguments: Share
+    arguments_given: Share
     parse_rate: Share
     call_rate: Share
+    fits_schema: Share
+    faults: Mapping[Fault, int]
     num_unscored: int
 
 
@@ -78,12 +126,14 @@ class PairedDifference:
     """Fine-tuned minus original on the examples that both have scores for.
 
     Attributes:
-        difference: of the shares of exact matches, with its 95 % paired bootstrap interval.
-        p_value: exact McNemar test, two-sided.
+        num_clusters: of examples that are independent of each other; n where no prompt stands twice.
+        difference: of the shares of exact matches, with its 95 % paired bootstrap interval over clusters.
+        p_value: exact test, two-sided: McNemar's, or its like for clusters.
         num_fixed: only the fine-tuned model is right; num_broken: only the original is.
     """
 
     n: int
+    num_clusters: int
     difference: float | None
     low: float | None
     high: float | None
@@ -94,7 +144,11 @@ class PairedDifference:
 
 @dataclass(frozen=True)
 class GroupFigures:
-    """Both models on one group of examples: a category, a slice, or what the verdict looks at."""
+    """Both models on one group of examples: a category, a slice, or what the verdict looks at.
+
+    ``p_value_holm`` is the paired p-value corrected for the number of groups shown beside the one that the verdict rests on;
+    None for that one, which is alone.
+    """
 
     name: str
     title: str
@@ -102,24 +156,55 @@ class GroupFigures:
     original: ModelFigures
     finetuned: ModelFigures
     paired: PairedDifference
+    p_value_holm: float | None
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One success criterion. A figure that is missing does not pass."""
+    """One success criterion. A figure that is missing does not pass.
+
+    Attributes:
+        relation: of value and threshold where the gate passes.
+        unit: of both; empty for plain numbers, ``%`` for shares between 0 and 1.
+    """
 
     name: str
     description: str
     value: float | None
     threshold: float
     passed: bool
+    relation: Literal[">=", "<", "<="]
+    unit: str
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What this many requests can show: how many would be needed for a difference of each size.
+
+    Attributes:
+        discordant: share of requests that exactly one of two models answers rightly, which the number depends on.
+        needed: ``(difference, requests)``, the differences as shares.
+    """
+
+    discordant: float
+    needed: tuple[tuple[float, int], ...]
 
 
 @dataclass(frozen=True)
 class ComparedExample:
-    """One request with both answers."""
+    """One request with both answers.
+
+    Attributes:
+        cluster: the same for requests that are not independent of each other.
+        kind: ``fixed``, ``broken``, ``still wrong``, ``kept`` or ``unscored``.
+        expected: the expected calls, one a line, or ``(no call)``.
+        original, finetuned: the answers as written.
+        original_reason, finetuned_reason: the outcomes in words.
+        original_calls, finetuned_calls: what was read from the answers, one call a line; empty where nothing was.
+    """
 
     example_id: str
+    cluster: str
     kind: str
     category: str
     slice: str
@@ -127,8 +212,10 @@ class ComparedExample:
     expected: str
     original: str
     original_reason: str
+    original_calls: str
     finetuned: str
     finetuned_reason: str
+    finetuned_calls: str
 
 
 @dataclass(frozen=True)
@@ -144,4 +231,5 @@ class Comparison:
     statement: str
     gates: tuple[Gate, ...]
     groups: tuple[GroupFigures, ...]
+    sensitivity: Sensitivity
     examples: tuple[ComparedExample, ...]

@@ -50,7 +50,7 @@ class Example:
     expected: tuple[Call, ...]
     answer: str
     source: str
-    slice: Literal["train", "test", "unseen_tools"]
+    slice: Literal["train", "test", "unseen_tools", "suite"]
 
     @property
     def category(self) -> Category:

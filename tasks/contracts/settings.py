@@ -250,18 +250,62 @@ class TrainingSettings(Settings):
         return self
 
 
+class EndpointSettings(Settings):
+    """An OpenAI-compatible server that serves both models; its key is in the environment: `OPENAI_API_KEY`."""
+
+    url: str = Field(pattern=r"^https?://[^@\\s]+$", examples=["http://127.0.0.1:8000/v1"])
+    """Up to and including `/v1`; no name or password in it."""
+    original: str = Field(min_length=1)
+    """Name of the original model there."""
+    finetuned: str = Field(min_length=1)
+    """Name under which the run's adapter is served there."""
+    api: Literal["completions", "chat"] = "completions"
+    """`completions` sends our own token ids and reads answers with our own parser; `chat` leaves both to the server, and is
+    comparable with nothing else."""
+    max_concurrency: int = Field(default=32, ge=1, le=4096)
+    """Requests under way at a time, of each rank."""
+    requests_per_s: float | None = Field(default=None, gt=0)
+    """Most requests that a rank sends in a second; empty: as many as the server takes."""
+    timeout_s: float = Field(default=120, gt=0)
+    """Longest wait for a sign of the server, in seconds."""
+    max_retries: int = Field(default=5, ge=0)
+    """Further tries of a request that met a broken connection, an overload or a garbled answer."""
+    first_pause_s: float = Field(default=0.5, ge=0)
+    """Wait before the first further try, in seconds; it doubles with each, unless the server says how long to wait."""
+
+
 class InferenceSettings(Settings):
     """How both models are asked."""
 
+    engine: Literal["transformers", "openai"] = "transformers"
+    """`transformers` runs the models on the pool; `openai` asks the server of `endpoint`."""
+    endpoint: EndpointSettings | None = None
+    """The server, for the engine `openai`."""
     batch_size: int = Field(default=32, ge=1)
     """Requests per GPU at a time."""
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest answer; one that is cut there is marked as such."""
+    num_loss_rows: int = Field(default=64, ge=0)
+    """Test rows on whose expected answers both models' loss is measured as well, the first by id."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of weights and products. `auto`: bfloat16 where the device multiplies it natively, else float32."""
+    suites: tuple[Literal["bfcl"], ...] = ()
+    """Public benchmarks that both models are asked besides the test rows. `bfcl`: the single-turn Python categories in the
+    installed package bfcl-eval. They decide no gate."""
+    suite_rows_per_category: int | None = Field(default=None, ge=1)
+    """Questions of each category, spread evenly over it; empty: all."""
     adapter: Literal["trained", "none"] = "trained"
     """Control experiment: `none` compares the original model with itself. An honest comparison then finds no
     improvement."""
+
+    @model_validator(mode="after")
+    def _engine_and_endpoint(self) -> Self:
+        if (self.engine == "openai") != (self.endpoint is not None):
+            raise ValueError(
+                f"engine={self.engine} with endpoint={'given' if self.endpoint else 'empty'}: openai needs "
+                "endpoint.url, endpoint.original and endpoint.finetuned; transformers takes none"
+            )
+        return self
 
 
 class GateSettings(Settings):
@@ -281,6 +325,20 @@ class GateSettings(Settings):
     """Mean training loss over the last tenth of the steps."""
     min_tokens_per_s_per_gpu: float | None = Field(default=None, gt=0)
     """Median training throughput, padding not counted."""
+    min_gpu_utilization: float | None = Field(default=None, gt=0, le=1)
+    """Mean share of time that GPUs were busy in training."""
+    min_gpu_memory_share: float | None = Field(default=None, gt=0, le=1)
+    """Highest share of a GPU's memory held in training."""
+    min_inference_tokens_per_s: float | None = Field(default=None, gt=0)
+    """New tokens per second of the fine-tuned model, over all GPUs."""
+    max_plain_loss_increase: float | None = Field(default=None, gt=0)
+    """Forgetting: by what share the loss on plain conversations may grow, as 0.1 for a tenth."""
+    max_out_of_memory: int | None = Field(default=0, ge=0)
+    """Attempts and batches that may fail for want of memory, although others took their place."""
+    max_hours: float | None = Field(default=None, gt=0)
+    """From the first job's start to the last one's end."""
+    max_gpu_hours: float | None = Field(default=None, gt=0)
+    """GPUs times the hours they were held, failed attempts included."""
 
 
 class StorageSettings(Settings):

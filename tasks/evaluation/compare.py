@@ -1,25 +1,33 @@
 """Scores of two models to a verdict."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from tasks.contracts.comparison import (
+    FAULTS,
     ComparedExample,
     Comparison,
-    Gate,
     GroupFigures,
     ModelFigures,
     Outcome,
     Score,
+    Sensitivity,
 )
-from tasks.contracts.conversation import CATEGORIES, Example, calls_to_json
+from tasks.contracts.conversation import CATEGORIES, Call, Example, calls_to_json
+from tasks.contracts.files import digest_of
+from tasks.contracts.measurements import Measurements
 from tasks.contracts.prediction import Prediction
 from tasks.contracts.settings import GateSettings
+from tasks.evaluation.gates import check_gates
 from tasks.evaluation.scoring import score
-from tasks.evaluation.statistics import paired_difference, share
+from tasks.evaluation.statistics import holm, is_improvement, paired_difference, requests_needed, share
 
 ALPHA = 0.05
 """An improvement is claimed below this p-value, or below the run's own gate where that is stricter."""
 
+SHOWN_DIFFERENCES = (0.02, 0.05, 0.1, 0.2)
+"""Sizes of a difference for which the report says how many requests would show it."""
 PRIMARY = "needs_call"
 TITLES = {
     PRIMARY: "Needs a call, tools seen in training",
@@ -36,12 +44,12 @@ def compare(
     original: Sequence[Prediction],
     finetuned: Sequence[Prediction],
     gates: GateSettings,
-    training: Mapping[str, float],
+    measured: Measurements,
 ) -> Comparison:
     """Judge both models' predictions for the same examples.
 
     Args:
-        training: figures of the training run that gates look at: ``final_loss``, ``tokens_per_s_per_gpu``.
+        measured: the rest of what gates look at.
 
     Raises:
         ValueError: predictions for other examples, or two for one example.
@@ -51,31 +59,23 @@ def compare(
         model: {example.id: score(example, predictions.get(example.id)) for example in examples}
         for model, predictions in answers.items()
     }
-    groups = tuple(
-        _group(name, [e for e in examples if belongs(e)], scores["original"], scores["finetuned"])
-        for name, belongs in _groups()
-    )
+    groups = _groups(examples, scores["original"], scores["finetuned"])
     primary = groups[0]
     by_name = {group.name: group for group in groups}
-    checked = _check_gates(gates, primary, by_name["no_fitting_tool"], training)
+    checked = check_gates(gates, primary, by_name["no_fitting_tool"], measured)
     alpha = min(ALPHA, gates.max_p_value or ALPHA)
-    paired = primary.paired
-    is_improvement = (
-        paired.p_value is not None
-        and paired.p_value < alpha
-        and paired.low is not None
-        and paired.low > 0
-    )  # fmt: skip
+    is_better = is_improvement(primary.paired, alpha)
     compared = tuple(
         _compared(e, scores["original"][e.id], scores["finetuned"][e.id], answers["original"], answers["finetuned"])
         for e in examples
     )
     return Comparison(
         passed=all(gate.passed for gate in checked),
-        is_improvement=is_improvement,
-        statement=_statement(primary, is_improvement, alpha),
+        is_improvement=is_better,
+        statement=_statement(primary, is_better, alpha),
         gates=checked,
         groups=groups,
+        sensitivity=_sensitivity(primary, alpha),
         examples=compared,
     )
 
@@ -91,7 +91,7 @@ def _by_id(examples: Sequence[Example], predictions: Sequence[Prediction]) -> di
     return {prediction.example_id: prediction for prediction in predictions}
 
 
-def _groups() -> list[tuple[str, Callable[[Example], bool]]]:
+def _belongs() -> list[tuple[str, Callable[[Example], bool]]]:
     def category(name: str) -> Callable[[Example], bool]:
         return lambda example: example.slice == "test" and example.category == name
 
@@ -102,13 +102,23 @@ def _groups() -> list[tuple[str, Callable[[Example], bool]]]:
     ]
 
 
+def _groups(
+    examples: Sequence[Example], original: Mapping[str, Score], finetuned: Mapping[str, Score]
+) -> tuple[GroupFigures, ...]:
+    primary, *others = (
+        _group(name, [e for e in examples if belongs(e)], original, finetuned) for name, belongs in _belongs()
+    )
+    corrected = holm([group.paired.p_value for group in others])
+    return primary, *(replace(group, p_value_holm=p) for group, p in zip(others, corrected, strict=True))
+
+
 def _group(
     name: str, examples: Sequence[Example], original: Mapping[str, Score], finetuned: Mapping[str, Score]
 ) -> GroupFigures:
     before, after = [original[e.id] for e in examples], [finetuned[e.id] for e in examples]
     pairs = [
-        (b.outcome is Outcome.CORRECT, a.outcome is Outcome.CORRECT)
-        for b, a in zip(before, after, strict=True)
+        (b.outcome is Outcome.CORRECT, a.outcome is Outcome.CORRECT, cluster(e))
+        for e, b, a in zip(examples, before, after, strict=True)
         if Outcome.UNSCORED not in (b.outcome, a.outcome)
     ]
     return GroupFigures(
@@ -117,53 +127,34 @@ def _group(
         n=len(examples),
         original=_figures(before),
         finetuned=_figures(after),
-        paired=paired_difference([b for b, _ in pairs], [a for _, a in pairs]),
+        paired=paired_difference([b for b, _, _ in pairs], [a for _, a, _ in pairs], [c for _, _, c in pairs]),
+        p_value_holm=None,
     )
+
+
+def cluster(example: Example) -> str:
+    """What requests share that are not independent: the first request of their conversation, whatever its case and spaces."""
+    first = next((m.content for m in example.messages if m.role == "user"), example.id)
+    return " ".join(first.casefold().split())
 
 
 def _figures(scores: Sequence[Score]) -> ModelFigures:
     scored = [s for s in scores if s.outcome is not Outcome.UNSCORED]
     named = [s for s in scored if s.names_correct is not None]
+    calling = [s for s in scored if s.fits_schema is not None]
+    faults = Counter(s.fault for s in scored if s.fault is not None)
     return ModelFigures(
         exact_match=share(sum(s.outcome is Outcome.CORRECT for s in scored), len(scored)),
         exact_match_lenient=share(sum(s.lenient_outcome is Outcome.CORRECT for s in scored), len(scored)),
         call_name=share(sum(bool(s.names_correct) for s in named), len(named)),
         arguments=share(sum(s.num_arguments_correct for s in scored), sum(s.num_arguments for s in scored)),
+        arguments_given=share(sum(s.num_arguments_correct for s in scored), sum(s.num_arguments_given for s in scored)),
         parse_rate=share(sum(s.was_parsed for s in scored), len(scored)),
         call_rate=share(sum(s.has_call for s in scored), len(scored)),
+        fits_schema=share(sum(bool(s.fits_schema) for s in calling), len(calling)),
+        faults={fault: faults[fault] for fault in FAULTS if faults[fault]},
         num_unscored=len(scores) - len(scored),
     )
-
-
-def _check_gates(
-    gates: GateSettings, primary: GroupFigures, no_tool: GroupFigures, training: Mapping[str, float]
-) -> tuple[Gate, ...]:
-    found: list[Gate] = []
-
-    def at_least(name: str, description: str, value: float | None, threshold: float | None) -> None:
-        if threshold is not None:
-            found.append(Gate(name, description, value, threshold, value is not None and value >= threshold))
-
-    def below(name: str, description: str, value: float | None, threshold: float | None) -> None:
-        if threshold is not None:
-            found.append(Gate(name, description, value, threshold, value is not None and value < threshold))
-
-    tuned = primary.finetuned
-    at_least("min_exact_match", "Exact match, fine-tuned, requests needing a call", tuned.exact_match.value,
-             gates.min_exact_match)  # fmt: skip
-    at_least("min_requests", "Scored requests needing a call", tuned.exact_match.n, gates.min_requests)
-    # A significant loss is no success: the p-value counts only for a change upwards.
-    is_up = (primary.paired.difference or 0) > 0
-    below("max_p_value", "p-value of the improvement (exact McNemar)", primary.paired.p_value if is_up else 1.0,
-          gates.max_p_value)  # fmt: skip
-    at_least("min_call_rate", "Call rate, fine-tuned, requests needing a call", tuned.call_rate.value,
-             gates.min_call_rate)  # fmt: skip
-    at_least("min_abstention", "Abstention, fine-tuned, requests with no fitting tool",
-             no_tool.finetuned.exact_match.value, gates.min_abstention)  # fmt: skip
-    below("max_final_loss", "Training loss at the end", training.get("final_loss"), gates.max_final_loss)
-    at_least("min_tokens_per_s_per_gpu", "Training tokens per second and GPU", training.get("tokens_per_s_per_gpu"),
-             gates.min_tokens_per_s_per_gpu)  # fmt: skip
-    return tuple(found)
 
 
 def _statement(primary: GroupFigures, is_improvement: bool, alpha: float) -> str:
@@ -181,6 +172,15 @@ def _statement(primary: GroupFigures, is_improvement: bool, alpha: float) -> str
     return f"No improvement is shown (it would need p < {alpha:g}): {figures}."
 
 
+def _sensitivity(primary: GroupFigures, alpha: float) -> Sensitivity:
+    """By the share of discordant requests that was seen; by a third where there was none to go by."""
+    paired = primary.paired
+    seen = (paired.num_fixed + paired.num_broken) / paired.n if paired.n else 0.0
+    discordant = seen or 1 / 3
+    needed = [(d, requests_needed(d, max(d, discordant), alpha)) for d in SHOWN_DIFFERENCES]
+    return Sensitivity(discordant, tuple(needed))
+
+
 def _compared(
     example: Example,
     before: Score,
@@ -195,13 +195,25 @@ def _compared(
         kind = {(False, True): "fixed", (True, False): "broken", (False, False): "still wrong"}.get((was, is_), "kept")
     return ComparedExample(
         example_id=example.id,
+        cluster=digest_of(cluster(example))[:16],
         kind=kind,
         category=example.category,
         slice=example.slice,
         request=example.request,
-        expected=calls_to_json(example.expected) if example.expected else "(no call)",
+        expected=_lines(example.expected) or "(no call)",
         original=original[example.id].text if example.id in original else "",
         original_reason=before.reason,
+        original_calls=_lines(_read(original.get(example.id))),
         finetuned=finetuned[example.id].text if example.id in finetuned else "",
         finetuned_reason=after.reason,
+        finetuned_calls=_lines(_read(finetuned.get(example.id))),
     )
+
+
+def _read(prediction: Prediction | None) -> tuple[Call, ...]:
+    return () if prediction is None else prediction.strict.calls or prediction.lenient.calls
+
+
+def _lines(calls: Sequence[Call]) -> str:
+    """One call a line, in the format of all of them."""
+    return "\n".join(calls_to_json([call])[1:-1] for call in calls)

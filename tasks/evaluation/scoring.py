@@ -1,130 +1,111 @@
-"""One prediction against one example: exact calls, whatever their order."""
+"""One prediction against one example: the expected calls and no other, whatever their order."""
 
-import json
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
-from tasks.contracts.comparison import Outcome, Score
-from tasks.contracts.conversation import Call, Example
+from tasks.contracts.call_check import CallProblem, check_call
+from tasks.contracts.comparison import FAULTS, Fault, Outcome, Score
+from tasks.contracts.conversation import Call, Example, Tool
 from tasks.contracts.prediction import Prediction, Reading
+from tasks.evaluation.matching import MAX_CALLS, ExpectedCall, Matching, exactly, match
+from tasks.evaluation.values import EXACT, Rules
+
+Judgement = tuple[Outcome, str, Fault | None, int]
+"""Outcome, reason, fault, number of right arguments."""
 
 
-def score(example: Example, prediction: Prediction | None) -> Score:
-    """Judge a prediction. A missing one is unscored, never wrong and never dropped."""
-    num_arguments = sum(len(call.arguments) for call in example.expected)
+def score(
+    example: Example,
+    prediction: Prediction | None,
+    accepted: Sequence[ExpectedCall] | None = None,
+    rules: Rules = EXACT,
+) -> Score:
+    """Judge a prediction. A missing one is unscored, never wrong and never dropped.
+
+    Args:
+        accepted: what is right, where more than exactly ``example.expected`` is.
+    """
+    if accepted is None:
+        accepted = [exactly(call, example.tools) for call in example.expected]
+    num_arguments = sum(len(call.allowed) for call in accepted)
     if prediction is None:
-        return Score(
-            example.id, Outcome.UNSCORED, "no prediction", Outcome.UNSCORED, False, False, None, num_arguments, 0
-        )
-    outcome, reason = _judge(example.expected, prediction.strict)
-    lenient, _ = _judge(example.expected, prediction.lenient)
-    if not example.expected and outcome is Outcome.CORRECT and prediction.lenient.calls:
+        nothing = Outcome.UNSCORED
+        return Score(example.id, nothing, "no prediction", None, nothing, False, False, None, None, num_arguments, 0, 0)
+    strict, lenient = prediction.strict, prediction.lenient
+    outcome, reason, fault, correct = _judge(accepted, strict, example.tools, rules)
+    is_same = strict.error is None and strict.calls == lenient.calls
+    lenient_outcome = outcome if is_same else _judge(accepted, lenient, example.tools, rules)[0]
+    if not accepted and outcome is Outcome.CORRECT and lenient.calls:
         # Without this a model that cannot keep the format would pass for one that abstains.
-        outcome, reason = Outcome.WRONG, f"writes a call to {_list(prediction.lenient.calls)}, not in the format told"
-    calls = prediction.strict.calls or prediction.lenient.calls
+        outcome, fault = Outcome.WRONG, "not_in_format"
+        reason = f"writes a call to {_names(lenient.calls)}, not in the format told"
+    calls = strict.calls or lenient.calls
     return Score(
         example_id=example.id,
         outcome=outcome,
         reason=reason + (", cut at the longest answer allowed" if prediction.was_cut else ""),
-        lenient_outcome=lenient,
-        was_parsed=prediction.strict.error is None,
+        fault=fault,
+        lenient_outcome=lenient_outcome,
+        was_parsed=strict.error is None,
         has_call=bool(calls),
-        names_correct=_names(calls) == _names(example.expected) if example.expected else None,
+        fits_schema=_fits_schema(strict.calls, example.tools) if strict.calls else None,
+        names_correct=sorted(c.name for c in calls) == sorted(c.name for c in accepted) if accepted else None,
         num_arguments=num_arguments,
-        num_arguments_correct=_num_arguments_correct(example.expected, prediction.strict.calls),
+        num_arguments_correct=correct,
+        num_arguments_given=sum(len(call.arguments) for call in strict.calls),
     )
 
 
-def same_value(expected: Any, given: Any) -> bool:
-    """JSON equality: 5 and 5.0 are one number, True is no number, order counts in arrays only."""
-    if isinstance(expected, bool) or isinstance(given, bool):
-        return expected is given
-    if isinstance(expected, int | float) and isinstance(given, int | float):
-        return expected == given
-    if isinstance(expected, dict) and isinstance(given, dict):
-        return expected.keys() == given.keys() and all(same_value(expected[k], given[k]) for k in expected)
-    if isinstance(expected, list) and isinstance(given, list):
-        return len(expected) == len(given) and all(map(same_value, expected, given))
-    return type(expected) is type(given) and bool(expected == given)
-
-
-def same_call(expected: Call, given: Call) -> bool:
-    """Whether two calls are equal."""
-    return expected.name == given.name and same_value(dict(expected.arguments), dict(given.arguments))
-
-
-def _judge(expected: Sequence[Call], reading: Reading) -> tuple[Outcome, str]:
+def _judge(expected: Sequence[ExpectedCall], reading: Reading, tools: Sequence[Tool], rules: Rules) -> Judgement:
     if reading.error is not None:
-        return Outcome.WRONG, f"cannot be read: {reading.error}"
+        return Outcome.WRONG, f"cannot be read: {reading.error}", "unreadable", 0
     if not expected:
         if reading.calls:
-            return Outcome.WRONG, f"calls {_list(reading.calls)} where no function fits"
-        return Outcome.CORRECT, "answers without a call"
+            return Outcome.WRONG, f"calls {_names(reading.calls)} where no function fits", "needless_call", 0
+        return Outcome.CORRECT, "answers without a call", None, 0
     if not reading.calls:
-        return Outcome.WRONG, f"makes no call instead of {_list(expected)}"
-    # Equality is transitive, so that taking the first match is the best match.
-    remaining = list(reading.calls)
-    missing = []
-    for call in expected:
-        match = next((given for given in remaining if same_call(call, given)), None)
-        if match is None:
-            missing.append(call)
-        else:
-            remaining.remove(match)
-    if not missing and not remaining:
-        return Outcome.CORRECT, "all calls as expected"
-    return Outcome.WRONG, _difference(missing, remaining)
+        return Outcome.WRONG, f"makes no call instead of {_names(expected)}", "no_call", 0
+    matching = match(expected, reading.calls, rules)
+    if matching.is_right and len(reading.calls) <= MAX_CALLS:
+        return Outcome.CORRECT, "all calls as expected", None, matching.num_arguments_correct
+    fault, reason = _why(matching, len(reading.calls), tools)
+    return Outcome.WRONG, reason, fault, matching.num_arguments_correct
 
 
-def _difference(missing: Sequence[Call], extra: Sequence[Call]) -> str:
-    """Why calls differ, said of the first pair that shares a name, or else of the names."""
-    for call in missing:
-        for given in extra:
-            if call.name == given.name:
-                return f"{call.name}: " + "; ".join(_argument_differences(call, given))
-    parts = []
-    if missing:
-        parts.append(f"does not call {_list(missing)}")
-    if extra:
-        parts.append(f"calls {_list(extra)} which is not asked for")
-    return ", ".join(parts)
+def _why(matching: Matching, num_given: int, tools: Sequence[Tool]) -> tuple[Fault, str]:
+    """The first fault by its order, and everything that is wrong in words."""
+    found: list[tuple[Fault, str]] = []
+    offered = {tool["name"] for tool in tools}
+    foreign = [call for call in matching.extra if call.name not in offered]
+    others = [call for call in matching.extra if call.name in offered]
+    if foreign:
+        found.append(("not_offered", f"calls {_names(foreign)}, which is not offered"))
+    if matching.missing and others:
+        found.append(("wrong_function", f"calls {_names(others)} instead of {_names(matching.missing)}"))
+    elif matching.missing:
+        found.append(("missing_call", f"does not call {_names(matching.missing)}"))
+    elif others:
+        found.append(("extra_call", f"calls {_names(others)} once more than asked for"))
+    if num_given > MAX_CALLS:
+        found.append(("extra_call", f"makes {num_given} calls"))
+    for _, given, differences in matching.pairs:
+        found += [(d.fault, f"{given.name}: {d.text}") for d in differences]
+    texts = list(dict.fromkeys(text for _, text in found))
+    more = f"; and {len(texts) - 4} more" if len(texts) > 4 else ""
+    return min((fault for fault, _ in found), key=FAULTS.index), "; ".join(texts[:4]) + more
 
 
-def _argument_differences(expected: Call, given: Call) -> list[str]:
-    problems = []
-    for name, value in expected.arguments.items():
-        if name not in given.arguments:
-            problems.append(f"{name} is missing")
-        elif not same_value(value, given.arguments[name]):
-            problems.append(f"{name} is {_short(given.arguments[name])} instead of {_short(value)}")
-    problems += [f"{name} was not asked for" for name in given.arguments if name not in expected.arguments]
-    return problems
+def _fits_schema(calls: Sequence[Call], tools: Sequence[Tool]) -> bool:
+    try:
+        for call in calls[:MAX_CALLS]:
+            check_call(call, tools)
+    except CallProblem:
+        return False
+    return True
 
 
-def _num_arguments_correct(expected: Sequence[Call], given: Sequence[Call]) -> int:
-    """Right arguments, each given call serving the expected call of its name that it fits best."""
-    remaining, correct = list(given), 0
-    for call in expected:
-
-        def fit(other: Call, call: Call = call) -> int:
-            return sum(n in other.arguments and same_value(v, other.arguments[n]) for n, v in call.arguments.items())
-
-        candidates = [other for other in remaining if other.name == call.name]
-        if candidates:
-            best = max(candidates, key=fit)
-            correct += fit(best)
-            remaining.remove(best)
-    return correct
-
-
-def _names(calls: Sequence[Call]) -> list[str]:
-    return sorted(call.name for call in calls)
-
-
-def _list(calls: Sequence[Call]) -> str:
-    return " and ".join(call.name for call in calls)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:37] + "..."
+def _names(calls: Sequence[Call] | Sequence[ExpectedCall]) -> str:
+    """Function names with how often each, the first few of many."""
+    counts = Counter(call.name[:80] for call in calls)
+    names = [f"{name} ({n} times)" if n > 1 else name for name, n in counts.items()]
+    return " and ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

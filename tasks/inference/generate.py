@@ -1,4 +1,4 @@
-"""Examples to predictions with plain transformers: sorted by length, batched, greedy."""
+"""Examples to predictions with plain transformers: sorted by length, batched, greedy; smaller batches where memory ends."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +11,11 @@ from tasks.contracts.conversation import Example
 from tasks.contracts.prediction import Prediction
 from tasks.dataset.rendering.family import Family, encode_prompt
 from tasks.dataset.rendering.json_calls import read_leniently
+from tasks.models.memory import free_memory, is_out_of_memory
+
+
+class OutOfMemory(RuntimeError):
+    """Not even one request fits."""
 
 
 def generate(
@@ -22,36 +27,69 @@ def generate(
     batch_size: int,
     max_new_tokens: int,
     on_done: Callable[[int], None] = lambda done: None,
+    on_smaller: Callable[[int], None] = lambda batch_size: None,
 ) -> Iterator[Prediction]:
     """Answers in an order of their own; each prediction names its example.
 
     Args:
         on_done: told the number of finished examples after every batch.
+        on_smaller: told the new batch size when memory did not suffice for the one before.
+
+    Raises:
+        OutOfMemory: a single request needs more memory than there is.
     """
     prompts = [(encode_prompt(tokenizer, family, example), example) for example in examples]
     # Longest first: memory that suffices for the first batch suffices for all, and equals waste no padding.
     prompts.sort(key=lambda item: (-len(item[0]), item[1].id))
     end = tokenizer.convert_tokens_to_ids(family.end_of_turn)
-    for start in range(0, len(prompts), batch_size):
-        batch = prompts[start : start + batch_size]
+    done = 0
+    while done < len(prompts):
+        batch = prompts[done : done + batch_size]
         began = time.perf_counter()
-        answers = _answer(model, tokenizer, [ids for ids, _ in batch], end, max_new_tokens)
+        answers = _try(model, tokenizer, [ids for ids, _ in batch], end, max_new_tokens)
+        if answers is None:
+            if len(batch) == 1:
+                raise OutOfMemory(
+                    f"the request {batch[0][1].id} of {len(batch[0][0])} tokens does not fit into memory alone; lower "
+                    "dataset.max_length_tokens or inference.max_new_tokens, or use a GPU with more memory"
+                )
+            batch_size = len(batch) // 2
+            on_smaller(batch_size)
+            continue
         latency = time.perf_counter() - began
         for (prompt, example), ids in zip(batch, answers, strict=True):
-            was_cut = end not in ids
-            ids = ids if was_cut else ids[: ids.index(end)]
-            text = tokenizer.decode(ids, skip_special_tokens=True)
-            yield Prediction(
-                example_id=example.id,
-                text=text,
-                strict=family.parse(text),
-                lenient=read_leniently(text),
-                num_prompt_tokens=len(prompt),
-                num_new_tokens=len(ids) + (not was_cut),
-                was_cut=was_cut,
-                latency_s=latency,
-            )
-        on_done(start + len(batch))
+            yield _prediction(tokenizer, family, example, len(prompt), ids, end, latency)
+        done += len(batch)
+        on_done(done)
+
+
+def _prediction(
+    tokenizer: Any, family: Family, example: Example, num_prompt_tokens: int, ids: list[int], end: int, latency: float
+) -> Prediction:
+    was_cut = end not in ids
+    ids = ids if was_cut else ids[: ids.index(end)]
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    return Prediction(
+        example_id=example.id,
+        text=text,
+        strict=family.parse(text),
+        lenient=read_leniently(text),
+        num_prompt_tokens=num_prompt_tokens,
+        num_new_tokens=len(ids) + (not was_cut),
+        was_cut=was_cut,
+        latency_s=latency,
+    )
+
+
+def _try(model: Any, tokenizer: Any, prompts: Sequence[list[int]], end: int, max_new: int) -> list[list[int]] | None:
+    """The answers, or None where memory ran out: outside of the handler, so that the error keeps no tensor alive."""
+    try:
+        return _answer(model, tokenizer, prompts, end, max_new)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    free_memory()
+    return None
 
 
 def _answer(

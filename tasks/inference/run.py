@@ -1,26 +1,34 @@
 """Inference as every rank does it: its share of the examples, then rank 0 gathers what all have written."""
 
+import json
 import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from peft import PeftModel
 
 from tasks.contracts.attempt import Attempt
-from tasks.contracts.files import publish_folder, read_json, write_json
+from tasks.contracts.files import publish_folder, read_json, write_json, write_text
 from tasks.contracts.prediction import Prediction, prediction_from_record, prediction_to_record
 from tasks.contracts.settings import InferenceSettings, ModelSettings
+from tasks.dataset.bfcl import read_bfcl
 from tasks.dataset.prepare import read_examples
 from tasks.dataset.rendering.family import detect_family, family_for
+from tasks.inference.endpoint import Endpoint
 from tasks.inference.generate import generate
+from tasks.inference.losses import LossSum, answer_loss, plain_conversations
+from tasks.inference.partial import PartialAnswers, answered_before, read_partial
 from tasks.models.load import load_model, load_tokenizer, resolve_precision
 from tasks.models.materialise import materialise, weights_digest
+from tasks.models.memory import peak_memory_gbytes
 
 
 def run(attempt: Attempt) -> Mapping[str, Any] | None:
@@ -35,31 +43,59 @@ def run(attempt: Attempt) -> Mapping[str, Any] | None:
     folder = materialise(model_settings, Path(arguments["storage"]))
     tokenizer = load_tokenizer(folder)
     family = family_for(detect_family(folder) if model_settings.family == "auto" else model_settings.family, tokenizer)
-    precision = resolve_precision(settings.precision)
-    model = load_model(folder, precision)
     adapter = Path(arguments["adapter"]) if arguments["adapter"] else None
     if adapter is not None:
         check_base(adapter, folder)
-        # The adapter in the weights' own precision, as serving engines load it: no cast to float32 and back per layer.
-        model = merge(PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False), precision)
-    model.eval()
+    precision = (
+        resolve_precision(settings.precision) if settings.endpoint is None else f"{settings.endpoint.api} endpoint"
+    )
+    model = _load(folder, adapter, settings) if settings.endpoint is None else None
 
     examples = read_examples(Path(arguments["dataset"]) / "test.parquet")
+    held_out = list(examples)
+    if "bfcl" in settings.suites:
+        examples += [row.example for row in read_bfcl(settings.suite_rows_per_category)]
+    before = _agree_on_done(attempt, rank)
+    left = [e for e in examples if e.id not in {p.example_id for p in before}]
     # Dealt out by length, so that every rank has as much to do.
-    examples.sort(key=lambda e: (len(e.request) + len(str(e.tools)), e.id))
-    mine = examples[rank::world_size]
+    left.sort(key=lambda e: (len(e.request) + len(str(e.tools)), e.id))
     if rank == 0:
         what = f"with the adapter {adapter}" if adapter else "as it is"
-        print(f"{len(examples)} requests to {model_settings.name} {what}, {world_size} ranks, {precision}")
+        done = f", {len(before)} of them answered by an earlier attempt" if before else ""
+        print(f"{len(examples)} requests to {model_settings.name} {what}{done}, {world_size} ranks, {precision}")
 
     def on_done(done: int) -> None:
         if rank == 0:
-            attempt.report_progress(min(len(examples), done * world_size), len(examples), "requests")
-            print(f"{min(len(examples), done * world_size)}/{len(examples)} requests answered")
+            total = min(len(examples), len(before) + done * world_size)
+            attempt.report_progress(total, len(examples), "requests")
+            print(f"{total}/{len(examples)} requests answered")
 
+    sizes: list[int] = []
+
+    def on_smaller(batch_size: int) -> None:
+        sizes.append(batch_size)
+        print(
+            f"OUT OF MEMORY: rank {rank} goes on with {batch_size} requests at a time; inference.batch_size asks for more"
+        )
+
+    partial = PartialAnswers(attempt, rank)
+    mine = left[rank::world_size]
     began = time.perf_counter()
-    predictions = list(
-        generate(
+    if settings.endpoint is not None:
+        name = settings.endpoint.finetuned if adapter else settings.endpoint.original
+        num_done = 0
+
+        def on_prediction(prediction: Prediction) -> None:
+            nonlocal num_done
+            partial.add([prediction])
+            num_done += 1
+            if num_done % settings.batch_size == 0 or num_done == len(mine):
+                on_done(num_done)
+
+        Endpoint(settings.endpoint, name, tokenizer, family, settings.max_new_tokens).ask(mine, on_prediction)
+        figures = RankFigures(time.perf_counter() - began, None, 0, LossSum(), LossSum())
+    else:
+        answers = generate(
             model,
             tokenizer,
             family,
@@ -67,15 +103,51 @@ def run(attempt: Attempt) -> Mapping[str, Any] | None:
             batch_size=settings.batch_size,
             max_new_tokens=settings.max_new_tokens,
             on_done=on_done,
+            on_smaller=on_smaller,
         )
-    )
-    seconds = time.perf_counter() - began
-    write_predictions(predictions, attempt.folder / f"predictions-{rank}.parquet")
+        # On disk batch by batch, as they come.
+        for prediction in answers:
+            partial.add([prediction])
+        seconds = time.perf_counter() - began
+        rows = sorted(held_out, key=lambda e: e.id)[: settings.num_loss_rows]
+        reference = answer_loss(model, tokenizer, family, rows[rank::world_size])
+        plain = answer_loss(model, tokenizer, family, plain_conversations()[rank::world_size])
+        figures = RankFigures(seconds, peak_memory_gbytes(), len(sizes), reference, plain)
+    write_json(attempt.folder / f"figures-{rank}.json", asdict(figures))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
     if rank != 0:
         return None
-    return _gather(attempt, output, world_size, [e.id for e in examples], seconds, precision)
+    return _gather(attempt, output, world_size, before, [e.id for e in examples], precision)
+
+
+@dataclass(frozen=True)
+class RankFigures:
+    """What one rank measured: seconds of generation, memory, halved batches, losses."""
+
+    seconds: float
+    peak_memory_gbytes: float | None
+    num_memory_retries: int
+    reference: LossSum
+    plain: LossSum
+
+
+def _agree_on_done(attempt: Attempt, rank: int) -> list[Prediction]:
+    """What earlier attempts answered, as rank 0 found it: files could grow while ranks read them one after the other."""
+    path = attempt.folder / "answered-before.jsonl"
+    if rank == 0:
+        write_text(path, "".join(json.dumps(prediction_to_record(p)) + "\n" for p in answered_before(attempt)))
+    torch.distributed.barrier()
+    return [prediction_from_record(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _load(folder: Path, adapter: Path | None, settings: InferenceSettings) -> Any:
+    precision = resolve_precision(settings.precision)
+    model: Any = load_model(folder, precision)
+    if adapter is not None:
+        # The adapter in the weights' own precision, as serving engines load it: no cast to float32 and back per layer.
+        model = merge(PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False), precision)
+    return model.eval()
 
 
 def merge(model: PeftModel, precision: str) -> Any:
@@ -117,19 +189,20 @@ def write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
 
 
 def _gather(
-    attempt: Attempt, output: Path, world_size: int, example_ids: Sequence[str], seconds: float, precision: str
+    attempt: Attempt,
+    output: Path,
+    world_size: int,
+    before: Sequence[Prediction],
+    example_ids: Sequence[str],
+    precision: str,
 ) -> Mapping[str, Any]:
     """One file of all ranks' predictions, in the order of the examples' ids.
 
     Raises:
         RuntimeError: an example was answered twice or not at all.
     """
-    predictions = [
-        prediction_from_record(record)
-        for rank in range(world_size)
-        for record in pq.read_table(attempt.folder / f"predictions-{rank}.parquet").to_pylist()
-    ]
-    predictions.sort(key=lambda p: p.example_id)
+    made_here = read_partial(attempt.folder)
+    predictions = sorted([*before, *made_here], key=lambda p: p.example_id)
     if [p.example_id for p in predictions] != sorted(example_ids):
         raise RuntimeError(f"{len(predictions)} predictions do not match {len(example_ids)} examples one to one")
     attempt.check_newest()
@@ -137,13 +210,23 @@ def _gather(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     write_predictions(predictions, temporary / "predictions.parquet")
-    num_new_tokens = sum(p.num_new_tokens for p in predictions)
+    figures = [read_json(attempt.folder / f"figures-{rank}.json") for rank in range(world_size)]
+    seconds = max(f["seconds"] for f in figures)
+    reference, plain = (sum((LossSum(**f[k]) for f in figures), LossSum()) for k in ("reference", "plain"))
+    percentiles = np.percentile([p.latency_s for p in predictions], [50, 95, 99])
     manifest = {
         "num_predictions": len(predictions),
-        "num_new_tokens": num_new_tokens,
-        "new_tokens_per_s": num_new_tokens / seconds,
+        "num_new_tokens": sum(p.num_new_tokens for p in predictions),
+        # Of this attempt: the seconds of an earlier one are not known to the end.
+        "new_tokens_per_s": sum(p.num_new_tokens for p in made_here) / seconds if made_here else None,
         "generation_s": seconds,
+        "num_answered_before": len(before),
+        "latency_s": dict(zip(("p50", "p95", "p99"), map(float, percentiles), strict=True)),
         "num_cut": sum(p.was_cut for p in predictions),
+        "peak_memory_gbytes": max((f["peak_memory_gbytes"] for f in figures if f["peak_memory_gbytes"]), default=None),
+        "num_memory_retries": sum(f["num_memory_retries"] for f in figures),
+        "reference_loss": reference.mean,
+        "plain_loss": plain.mean,
         "precision": precision,
     }
     write_json(temporary / "manifest.json", manifest)

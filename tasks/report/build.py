@@ -4,23 +4,33 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from tasks.contracts.comparison import Comparison
+from tasks.contracts.comparison import FAULT_TITLES, FAULTS, ComparedExample, Comparison
 from tasks.contracts.files import publish_folder, write_json, write_text
+from tasks.contracts.measurements import Measurements
+from tasks.contracts.suite import SuiteFigures
 from tasks.pages.figures import FINETUNED, ORIGINAL, curve, exact_match_bars
 from tasks.pages.page import render_page
+from tasks.report.diff import marked
+from tasks.report.document import ReportDocument, as_json
+from tasks.report.markdown import KINDS, comparison_markdown, gate_figure
 
-KINDS = ("fixed", "broken", "still wrong", "kept", "unscored")
 CURVES = {
     "train/loss": "training loss",
     "train/tokens_per_s_per_gpu": "tokens per second and rank",
+    "train/learning_rate": "learning rate",
+    "train/grad_norm": "gradient norm",
+    "gpu/utilization": "GPU use",
+    "gpu/memory_share": "GPU memory held",
 }
+MAX_EXAMPLES_SHOWN = 400
+"""On the page, of each outcome; all are in comparison.json."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,7 @@ class ReportInputs:
     Attributes:
         points: ``(step, metrics)`` of the training run, in order.
         provenance: settings, digests and versions.
+        suite: a public benchmark that was asked as well.
     """
 
     run: str
@@ -39,107 +50,123 @@ class ReportInputs:
     training: Mapping[str, Any]
     points: Sequence[tuple[int, Mapping[str, float]]]
     provenance: Mapping[str, Any]
+    measured: Measurements
+    suite: SuiteFigures | None = None
 
 
 def build_report(comparison: Comparison, inputs: ReportInputs, folder: Path) -> None:
     """Write ``comparison.json``, ``.md``, ``.html`` and ``figures/`` into ``folder``, whole or not at all."""
+    document = ReportDocument.of(
+        comparison,
+        run=inputs.run,
+        model=inputs.model,
+        dataset=inputs.dataset,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        measured=inputs.measured,
+        training=dict(inputs.training),
+        quality=dict(inputs.quality),
+        provenance=dict(inputs.provenance),
+        suite=inputs.suite,
+    )
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     (temporary / "figures").mkdir(parents=True)
-    bars = exact_match_bars(comparison.groups)
-    curves = {name: _curve(name, inputs.points) for name in CURVES}
-    write_text(temporary / "figures" / "exact_match.svg", _standalone(bars))
+    curves = {name: svg for name in CURVES if (svg := _curve(name, inputs.points))}
+    write_text(temporary / "figures" / "exact_match.svg", _standalone(exact_match_bars(comparison.groups)))
     for name, svg in curves.items():
         write_text(temporary / "figures" / f"{name.replace('/', '_')}.svg", _standalone(svg))
-    write_json(
-        temporary / "comparison.json",
-        asdict(comparison) | {"run": inputs.run, "provenance": inputs.provenance, "training": inputs.training},
-    )
-    write_text(temporary / "comparison.md", comparison_markdown(comparison, inputs))
-    write_text(temporary / "comparison.html", _html(comparison, inputs, bars, list(curves.values())))
+    write_json(temporary / "comparison.json", as_json(document))
+    write_text(temporary / "comparison.md", comparison_markdown(document))
+    write_text(temporary / "comparison.html", comparison_page(document, list(curves.values())))
     publish_folder(temporary, folder)
 
 
-def comparison_markdown(comparison: Comparison, inputs: ReportInputs) -> str:
-    """The comparison as Markdown, verdict first."""
-    lines = [
-        f"# {'PASS' if comparison.passed else 'FAIL'}: {inputs.run}",
-        "",
-        comparison.statement,
-        "",
-        "| gate | measured | threshold | |",
-        "|---|---:|---:|---|",
+def comparison_page(document: ReportDocument, curves: Sequence[str]) -> str:
+    """The page for people.
+
+    Args:
+        curves: of the training run, as SVG.
+    """
+    counts = Counter(example.kind for example in document.examples)
+    shown = [e for kind in KINDS for e in [e for e in document.examples if e.kind == kind][:MAX_EXAMPLES_SHOWN]]
+    faults = [
+        (FAULT_TITLES[fault], before, after)
+        for fault in FAULTS
+        if (before := _faults(document, "original", fault)) + (after := _faults(document, "finetuned", fault))
     ]
-    for gate in comparison.gates:
-        value = "missing" if gate.value is None else f"{gate.value:.4g}"
-        sign = "<" if gate.name.startswith("max") else ">="
-        result = "pass" if gate.passed else "**FAIL**"
-        lines.append(f"| {gate.description} | {value} | {sign} {gate.threshold:.4g} | {result} |")
-    lines += [
-        "",
-        "| requests | n | original | fine-tuned | difference | p | call rate, fine-tuned | unscored |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for group in comparison.groups:
-        before, after, paired = group.original, group.finetuned, group.paired
-        cells = [
-            group.title,
-            str(group.n),
-            _percent(before.exact_match.value),
-            _percent(after.exact_match.value),
-            "–" if paired.difference is None else f"{100 * paired.difference:+.1f} points",
-            "–" if paired.p_value is None else f"{paired.p_value:.2g}",
-            _percent(after.call_rate.value),
-            str(before.num_unscored + after.num_unscored),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    counts = Counter(example.kind for example in comparison.examples)
-    lines += ["", ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if counts[kind]) + ".", ""]
-    for kind in ("fixed", "broken", "still wrong"):
-        for example in [e for e in comparison.examples if e.kind == kind][:2]:
-            lines += [
-                f"**{kind}**: {_inline(example.request)}",
-                "",
-                f"- expected `{_inline(example.expected)}`",
-                f"- original `{_inline(example.original)}` ({_inline(example.original_reason)})",
-                f"- fine-tuned `{_inline(example.finetuned)}` ({_inline(example.finetuned_reason)})",
-                "",
-            ]
-    return "\n".join(lines)
+    quality = document.quality
+    return render_page(
+        "comparison.html",
+        document=document,
+        gates=[(gate, *gate_figure(gate)) for gate in document.gates],
+        curves=[Markup(svg) for svg in curves],  # noqa: S704 - drawn by us
+        colours={"original": ORIGINAL, "finetuned": FINETUNED},
+        faults=faults,
+        most_faults=max((max(before, after) for _, before, after in faults), default=1),
+        training_note=training_note(document.training),
+        rejected=_counts(quality["rows"]["rejected"]),
+        left_out=_counts(quality["rows"]["left_out"]),
+        kinds=[(kind, counts[kind]) for kind in KINDS if counts[kind]],
+        categories=sorted({_category(e) for e in document.examples}),
+        examples=[(e, _category(e), *_answers(e)) for e in shown],
+        num_hidden=len(document.examples) - len(shown),
+        provenance=json.dumps(document.provenance, indent=2, sort_keys=True),
+    )
 
 
-def _html(comparison: Comparison, inputs: ReportInputs, bars: str, curves: Sequence[str]) -> str:
-    counts = Counter(example.kind for example in comparison.examples)
-    training = inputs.training
-    note = (
+def training_note(training: Mapping[str, Any]) -> str:
+    """The training run in a sentence."""
+    return (
         f"{training['total_steps']} optimiser steps on {training['world_size']} ranks, "
         f"{training['trainable_parameters']:,} trainable parameters, loss {training['final_loss']:.3f} at the end, "
         f"{training['tokens_per_s_per_gpu']:.0f} tokens per second and rank (median, padding not counted), "
         f"{training['peak_memory_gbytes']:.1f} GB at most on rank 0."
     )
-    return render_page(
-        "comparison.html",
-        comparison=comparison,
-        run=inputs.run,
-        model=inputs.model,
-        dataset=inputs.dataset,
-        finished=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        bars=Markup(bars),  # noqa: S704 - drawn by us
-        curves=[Markup(svg) for svg in curves if svg],  # noqa: S704 - drawn by us
-        colours={"original": ORIGINAL, "finetuned": FINETUNED},
-        training_note=note,
-        quality=inputs.quality,
-        rejected=_counts(inputs.quality["rows"]["rejected"]),
-        left_out=_counts(inputs.quality["rows"]["left_out"]),
-        kinds=[(kind, counts[kind]) for kind in KINDS if counts[kind]],
-        provenance=json.dumps(inputs.provenance, indent=2, sort_keys=True),
-    )
+
+
+def _faults(document: ReportDocument, model: str, fault: str) -> int:
+    """Over all requests: those needing a call, those without, and those of unseen tools are disjoint."""
+    disjoint = [g for g in document.groups if g.name in ("needs_call", "no_fitting_tool", "unseen_tools")]
+    return sum(getattr(group, model).faults.get(fault, 0) for group in disjoint)
+
+
+def _category(example: ComparedExample) -> str:
+    name = example.category.replace("_", " ")
+    return f"{name}, unseen tools" if example.slice == "unseen_tools" else name
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """One model's answer as the page shows it: the expected calls and what was read, differences marked."""
+
+    who: str
+    colour: str
+    reason: str
+    is_right: bool
+    expected: Markup
+    given: Markup
+    text: str
+
+
+def _answers(example: ComparedExample) -> tuple[_Answer, _Answer]:
+    def answer(who: str, colour: str, reason: str, calls: str, text: str, is_right: bool) -> _Answer:
+        expected, given = marked(example.expected, calls) if calls else (Markup.escape(example.expected), Markup(""))
+        # A text that is nothing but the calls read from it says nothing more.
+        return _Answer(who, colour, reason, is_right, expected, given, text)
+
+    kind = example.kind
+    return (
+        answer("original model", ORIGINAL, example.original_reason, example.original_calls, example.original,
+               kind in ("broken", "kept")),
+        answer("fine-tuned model", FINETUNED, example.finetuned_reason, example.finetuned_calls, example.finetuned,
+               kind in ("fixed", "kept")),
+    )  # fmt: skip
 
 
 def _curve(name: str, points: Sequence[tuple[int, Mapping[str, float]]]) -> str:
     known = [(step, metrics[name]) for step, metrics in points if name in metrics]
-    return curve([step for step, _ in known], [value for _, value in known], CURVES[name])
+    return curve([step for step, _ in known], [value for _, value in known], CURVES[name]) if known else ""
 
 
 def _standalone(svg: str) -> str:
@@ -147,15 +174,5 @@ def _standalone(svg: str) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + svg.replace("currentColor", "#1b2330")
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
-
-
 def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "none"
-
-
-def _inline(text: str) -> str:
-    """Text that cannot break out of a line, a table cell or a code span."""
-    text = " ".join(text.replace("`", "'").replace("|", "\\|").split())
-    return text if len(text) <= 300 else text[:297] + "..."
+    return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(counts.items())) or "none"

@@ -173,17 +173,51 @@ class Tracking:
             if file.exists():
                 self.client.log_artifact(run_id, str(file), artifact_path)
 
-    def register_adapter(self, *, model: str, run_id: str, tags: Mapping[str, str], passed: bool) -> str:
-        """The adapter artifact of ``run_id`` as a new version; the alias ``champion`` moves to it if it passed."""
+    def log_table(self, run_id: str, rows: Mapping[str, Sequence[Any]], name: str) -> None:
+        """A table that MLflow's UI shows under Evaluation, and beside the table of the same name of other runs."""
+        self.client.log_table(run_id, {column: list(values) for column, values in rows.items()}, name)
+
+    def register_adapter(self, *, model: str, run_id: str, tags: Mapping[str, str], passed: bool) -> tuple[str, str]:
+        """The adapter artifact of ``run_id`` as a new version, the new ``candidate``.
+
+        It becomes ``champion`` where the gates passed and it beats the present champion: a higher ``exact_match`` on the same
+        test set (``dataset_sha256``). Where there is none yet, passing is enough.
+
+        Returns:
+            Name and number of the version, and what became of the alias ``champion`` and why.
+        """
         name = "function-calling-" + "".join(c if c.isalnum() else "-" for c in model.lower()).strip("-")
         try:
             self.client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+        aliases = self.client.get_registered_model(name).aliases
+        champion = self.client.get_model_version(name, aliases["champion"]) if "champion" in aliases else None
         source = f"{self.client.get_run(run_id).info.artifact_uri}/adapter"
         version = self.client.create_model_version(name, source, run_id=run_id, tags=dict(tags)).version
         self.client.set_registered_model_alias(name, "candidate", version)
-        if passed:
+        moves, why = takes_the_title(tags, None if champion is None else champion.tags, passed=passed)
+        if moves:
             self.client.set_registered_model_alias(name, "champion", version)
-        return f"{name} version {version}"
+        return f"{name} version {version}", why
+
+
+def takes_the_title(
+    candidate: Mapping[str, str], champion: Mapping[str, str] | None, *, passed: bool
+) -> tuple[bool, str]:
+    """Whether a candidate becomes champion, and why or why not; both are told by their versions' tags."""
+    if not passed:
+        return False, "stays candidate: its gates did not pass"
+    if champion is None:
+        return True, "is champion: the first to pass its gates"
+    if candidate.get("dataset_sha256") != champion.get("dataset_sha256"):
+        return False, (
+            "stays candidate: the champion was tested on another dataset; run both on one, or move the alias by hand"
+        )
+    own, theirs = candidate.get("exact_match"), champion.get("exact_match")
+    if own is None or theirs is None:
+        return False, "stays candidate: a figure to compare it with the champion is missing"
+    if float(own) <= float(theirs):
+        return False, f"stays candidate: exact match {float(own):.1%} does not beat the champion's {float(theirs):.1%}"
+    return True, f"is champion: exact match {float(own):.1%} beats {float(theirs):.1%} on the same test set"

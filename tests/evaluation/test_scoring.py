@@ -5,11 +5,18 @@ import pytest
 from tasks.contracts.comparison import Outcome
 from tasks.contracts.conversation import Call, Example, Message
 from tasks.contracts.prediction import Prediction, Reading
-from tasks.evaluation.scoring import same_value, score
+from tasks.evaluation.matching import ExpectedCall
+from tasks.evaluation.scoring import score
+from tasks.evaluation.values import FOLDED, Fields, OneOf, same_value
 
 
-def example(*expected: Call) -> Example:
-    return Example("id", (Message("user", "q"),), (), expected, "", "s", "test")
+def example(*expected: Call, tools=()) -> Example:
+    return Example("id", (Message("user", "q"),), tools, expected, "", "s", "test")
+
+
+def tool(name: str, required=(), **properties) -> dict:
+    parameters = {"type": "object", "properties": properties, "required": list(required)}
+    return {"name": name, "description": "", "parameters": parameters}
 
 
 def prediction(*calls: Call, error: str | None = None, lenient: tuple[Call, ...] | None = None) -> Prediction:
@@ -92,3 +99,98 @@ def test_arguments_are_counted_on_the_best_fitting_call():
 )
 def test_values_are_compared_as_json(left, right, same):
     assert same_value(left, right) is same
+
+
+def test_text_in_another_unicode_form_is_the_same_text():
+    assert same_value("Z\u00fcrich", "Zu\u0308rich")
+    assert not same_value("Zürich", "Zurich")
+
+
+def test_folded_text_forgives_what_bfcl_forgives_and_no_more():
+    assert same_value("April 1, 2024", "april 1 2024", FOLDED)
+    assert not same_value("April 1, 2024", "April 2, 2024", FOLDED)
+    assert not same_value(5, "5", FOLDED)
+
+
+def test_any_of_the_allowed_values_is_right_and_no_other():
+    accepted = [ExpectedCall("f", {"unit": OneOf(("celsius", "C")), "n": OneOf((1,), may_be_missing=True)})]
+    for arguments in ({"unit": "C"}, {"unit": "celsius", "n": 1}):
+        assert score(example(F), prediction(Call("f", arguments)), accepted).outcome is Outcome.CORRECT
+    judged = score(example(F), prediction(Call("f", {"unit": "K", "n": 1})), accepted)
+    assert judged.reason == 'f: unit is "K" instead of "celsius" or "C"'
+    assert (judged.num_arguments_correct, judged.num_arguments) == (1, 2)
+    assert score(example(F), prediction(Call("f", {"n": 1})), accepted).fault == "missing_argument"
+
+
+def test_each_field_of_an_object_has_allowed_values_of_its_own():
+    where = Fields({"city": OneOf(("Oslo", "OSL")), "zip": OneOf(("0150",), may_be_missing=True)})
+    accepted = [ExpectedCall("f", {"where": OneOf((where,))})]
+    for given, is_right in (
+        ({"city": "OSL"}, True),
+        ({"city": "Oslo", "zip": "0150"}, True),
+        ({"zip": "0150"}, False),
+        ({"city": "Oslo", "street": "x"}, False),
+    ):
+        judged = score(example(F), prediction(Call("f", {"where": given})), accepted)
+        assert (judged.outcome is Outcome.CORRECT) is is_right
+
+
+def test_an_optional_argument_at_its_default_may_be_given_or_left_out():
+    tools = (tool("f", ["a"], a={"type": "integer"}, unit={"type": "string", "default": "celsius"}),)
+    bare, full = Call("f", {"a": 1}), Call("f", {"a": 1, "unit": "celsius"})
+    for expected in (bare, full):
+        for given in (bare, full):
+            assert score(example(expected, tools=tools), prediction(given)).outcome is Outcome.CORRECT
+    other = Call("f", {"a": 1, "unit": "kelvin"})
+    assert score(example(bare, tools=tools), prediction(other)).fault == "unexpected_argument"
+    assert score(example(other, tools=tools), prediction(bare)).fault == "missing_argument"
+
+
+def test_parallel_calls_are_matched_so_that_most_is_right_and_not_first_come_first_served():
+    # First come, first served gives the loose call the only answer that the tight one accepts.
+    loose, tight = ExpectedCall("f", {"a": OneOf((1, 2))}), ExpectedCall("f", {"a": OneOf((1,))})
+    given = (Call("f", {"a": 1}), Call("f", {"a": 2}))
+    assert score(example(F, F), prediction(*given), [loose, tight]).outcome is Outcome.CORRECT
+    assert score(example(F, F), prediction(*given[::-1]), [loose, tight]).outcome is Outcome.CORRECT
+
+
+def test_one_right_call_counts_more_than_many_right_arguments():
+    expected = (Call("f", {"a": 1, "b": 1, "c": 1}), Call("f", {"a": 2}))
+    judged = score(example(*expected), prediction(Call("f", {"a": 2}), Call("f", {"a": 1, "b": 1, "c": 9})))
+    assert judged.reason == "f: c is 9 instead of 1"
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ((Call("g", {"a": 1}),), "wrong_function"),
+        ((Call("h", {}),), "not_offered"),
+        ((Call("f", {"a": "1"}),), "wrong_type"),
+        ((Call("f", {"a": True}),), "wrong_type"),
+        ((Call("f", {"a": 2}),), "wrong_value"),
+        ((Call("f", {}),), "missing_argument"),
+        ((Call("f", {"a": 1, "z": 1}),), "unexpected_argument"),
+        ((Call("f", {"a": 1}), Call("g", {})), "extra_call"),
+        ((), "no_call"),
+    ],
+)
+def test_each_fault_has_a_name_of_its_own(given, fault):
+    tools = (tool("f", ["a"], a={"type": "integer"}), tool("g"))
+    judged = score(example(Call("f", {"a": 1}), tools=tools), prediction(*given))
+    assert (judged.outcome, judged.fault) == (Outcome.WRONG, fault)
+
+
+def test_a_call_that_its_schema_refuses_is_counted_apart_from_a_wrong_value():
+    tools = (tool("f", ["a"], a={"type": "integer"}),)
+    right = example(Call("f", {"a": 1}), tools=tools)
+    assert score(right, prediction(Call("f", {"a": 2}))).fits_schema is True
+    assert score(right, prediction(Call("f", {"a": "2"}))).fits_schema is False
+    assert score(right, prediction(Call("h", {}))).fits_schema is False
+    assert score(right, prediction()).fits_schema is None
+
+
+def test_an_answer_that_repeats_itself_is_wrong_in_few_words():
+    right = example(F, tools=(tool("f", [], a={}, b={}),))
+    judged = score(right, prediction(*[F] * 5000))
+    assert judged.outcome is Outcome.WRONG
+    assert len(judged.reason) < 300

@@ -41,3 +41,24 @@ def test_a_padded_batch_answers_as_each_prompt_does_alone(model, tokenizer):
     answers = _answer(model, tokenizer, prompts, end, MAX_NEW_TOKENS)
     assert len(cut(answers[0], end)) < MAX_NEW_TOKENS
     assert [cut(a, end) for a in answers] == [cut(e.tolist(), end) for e in expected]
+
+
+def test_the_loss_of_an_answer_is_the_models_own(model, tokenizer):
+    import torch
+
+    from tasks.dataset.rendering.family import FAMILIES, encode_prompt
+    from tasks.inference.losses import answer_loss, plain_conversations
+
+    family, rows = FAMILIES["smollm2"], plain_conversations()
+    assert len(rows) == len({row.request for row in rows}) >= 20
+    total = answer_loss(model, tokenizer, family, rows[:3])
+    nats = 0.0
+    for row in rows[:3]:
+        prompt = encode_prompt(tokenizer, family, row)
+        answer = tokenizer(family.answer(row.reply), add_special_tokens=False)["input_ids"]
+        labels = torch.tensor([[-100] * len(prompt) + answer])
+        with torch.no_grad():
+            nats += float(model(input_ids=torch.tensor([prompt + answer]), labels=labels).loss) * len(answer)
+    assert total.nats == pytest.approx(nats, rel=1e-4)
+    # An instruct model foretells such answers; a wrong offset by one token would cost several nats.
+    assert total.mean < 2.5

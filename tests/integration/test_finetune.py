@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import mlflow
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -40,7 +42,8 @@ def test_a_run_from_rows_to_report(first_run, storage, stack):
     assert children == dict.fromkeys(STAGES, "FINISHED")
 
 
-def test_mlflow_has_curves_params_datasets_artifacts_and_the_model(first_run, storage, stack):
+def test_mlflow_has_curves_params_datasets_artifacts_and_the_model(first_run, storage, stack, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stack.mlflow)
     client = MlflowClient(stack.mlflow)
     experiment = client.get_experiment_by_name("finetune").experiment_id
     parent = client.search_runs([experiment], "attributes.run_name = 'first'")[0]
@@ -58,6 +61,23 @@ def test_mlflow_has_curves_params_datasets_artifacts_and_the_model(first_run, st
     artifacts = {artifact.path for artifact in client.list_artifacts(training.info.run_id, "adapter")}
     assert "adapter/adapter_model.safetensors" in artifacts
     (version,) = client.search_model_versions(f"run_id = '{training.info.run_id}'")
+    assert version.tags["base_weights_sha256"] == training.data.tags["base_weights_sha256"]
+    assert "exact_match" in version.tags
+    assert "stays candidate: its gates did not pass" in client.get_run(parent.info.run_id).data.tags["registered"]
+    # The very weights that were trained come back out of the registry.
+    source = client.get_model_version_download_uri(version.name, version.version)
+    loaded = mlflow.artifacts.download_artifacts(f"{source}/adapter_model.safetensors", tracking_uri=stack.mlflow)
+    trained = storage / "runs" / "first" / "training" / "adapter" / "adapter_model.safetensors"
+    assert Path(loaded).read_bytes() == trained.read_bytes()
+    tables = [
+        mlflow.artifacts.load_dict(f"{runs[name].info.artifact_uri}/evaluation.json")
+        for name in ("run_inference_baseline", "run_inference_finetuned")
+    ]
+    assert tables[0]["columns"] == tables[1]["columns"]
+    assert [row[0] for row in tables[0]["data"]] == [row[0] for row in tables[1]["data"]]
+    for name in ("eval/reference_loss", "eval/plain_loss", "inference/latency_p95_s", "inference/peak_memory_gbytes"):
+        assert before[name] > 0
+    assert after["eval/reference_loss"] < before["eval/reference_loss"]
     candidate = client.get_model_version_by_alias("function-calling-embedded", "candidate")
     assert int(candidate.version) >= int(version.version)
     assert client.get_registered_model("function-calling-embedded").aliases.keys() == {"candidate"}

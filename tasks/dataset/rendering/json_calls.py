@@ -1,4 +1,4 @@
-"""Reading calls out of text, never executing anything: one strict reader, one lenient reader."""
+"""Reading calls out of text, never executing anything: strict readers by format, one lenient reader for all."""
 
 import json
 import re
@@ -6,7 +6,8 @@ from typing import Any
 
 from tasks.contracts.conversation import Call
 from tasks.contracts.prediction import Reading
-from tasks.dataset.rendering.strict_json import STRICT
+from tasks.dataset.rendering.python_calls import read_python_calls
+from tasks.dataset.rendering.strict_json import FORGIVING, STRICT
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 # Made once: json.dumps makes an encoder at every call that is not all defaults.
@@ -16,6 +17,14 @@ JSON_WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 MAX_LENIENT_CHARACTERS = 20_000
 MAX_LENIENT_STARTS = 200
 """An answer is searched up to here: no honest answer comes near it, and a hostile one must not cost minutes."""
+MAX_DEPTH = 64
+"""Of lists and objects inside of a call's arguments. What reads, copies and compares calls goes down level by level, and
+Python's own limit lies at some hundreds."""
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a character: ``\\ud800`` is JSON, and no file can hold it."""
+# What an untrained model puts around python-style calls.
+FENCE = re.compile(r"```\w*|</?tool_calls?>")
+PYTHON_CALL = re.compile(r"[A-Za-z_][\w.]*\s*\(")
 
 
 def read_call(text: str, *, arguments_key: str) -> Call | str:
@@ -40,7 +49,28 @@ def as_call(value: Any, *, arguments_key: str) -> Call | str:
         return f"a call has the keys name and {arguments_key}, got {', '.join(map(str, value)) or 'none'}"
     if not isinstance(value["name"], str) or not isinstance(value[arguments_key], dict):
         return f"name must be a string and {arguments_key} an object"
+    if problem := _unusable(value):
+        return problem
     return Call(value["name"], value[arguments_key])
+
+
+def _unusable(value: Any) -> str | None:
+    """Why a value from JSON cannot be kept, whatever it means; level by level, since a recursion could be made to fail."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 2):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below += item
+                below += item.values()
+            elif isinstance(item, list):
+                below += item
+            elif isinstance(item, str) and not item.isascii() and SURROGATE.search(item):
+                return "half of a character (a lone surrogate) in a text"
+        if not below:
+            return None
+        level = below
+    return f"arguments are nested deeper than {MAX_DEPTH}"
 
 
 def read_tagged_calls(text: str) -> Reading:
@@ -88,11 +118,11 @@ def read_calls_by_line(text: str, *, arguments_key: str) -> Reading:
 
 
 def read_leniently(text: str) -> Reading:
-    """Every JSON object in ``text`` that names a function, whatever surrounds it.
+    """Every JSON object in ``text`` that names a function, whatever surrounds it; where there is none, python-style calls.
 
-    Forgives missing or other tags, text before and after, ``parameters`` for ``arguments``, and a list of calls.
+    Forgives missing or other tags, fences, text before and after, ``parameters`` for ``arguments``, a list of calls, and
+    ``[f(a=1), g(b="x")]``.
     """
-    decoder = json.JSONDecoder()
     calls: list[Call] = []
     position = 0
     text = text[:MAX_LENIENT_CHARACTERS]
@@ -101,15 +131,32 @@ def read_leniently(text: str) -> Reading:
         if start < 0:
             break
         try:
-            value, position = decoder.raw_decode(text, start)
+            value, position = FORGIVING.raw_decode(text, start)
         except (ValueError, RecursionError):
             position = start + 1
             continue
-        name = value.get("name")
-        arguments = value.get("arguments", value.get("parameters"))
-        if isinstance(name, str) and isinstance(arguments, dict):
-            calls.append(Call(name, arguments))
-    return Reading(tuple(calls))
+        key = "arguments" if "arguments" in value else "parameters"
+        call = as_call({name: value[name] for name in ("name", key) if name in value}, arguments_key=key)
+        if isinstance(call, Call):
+            calls.append(call)
+    return Reading(tuple(calls) or _python_calls(text))
+
+
+def _python_calls(text: str) -> tuple[Call, ...]:
+    """The calls in a text that is nothing but ``[f(a=1)]`` or ``f(a=1)``, fences and tags left out; else none."""
+    text = FENCE.sub("", text).strip()
+    if not text.endswith((")", ")]")):
+        return ()
+    if not text.startswith("["):
+        text = f"[{text}]"
+    if not PYTHON_CALL.match(text, 1):
+        return ()
+    try:
+        calls = read_python_calls(text)
+    except ValueError:
+        return ()
+    is_usable = all(PYTHON_CALL.fullmatch(f"{c.name}(") and not _unusable(dict(c.arguments)) for c in calls)
+    return calls if is_usable else ()
 
 
 def _skip_white_space(text: str, position: int) -> int:

@@ -1,4 +1,4 @@
-"""JSON to the letter: no key twice, no ``NaN``, no number that overflows."""
+"""JSON to the letter: no key twice, no ``NaN``, no number that overflows; and a decoder that forgives the first."""
 
 import json
 import math
@@ -28,3 +28,6 @@ def finite(text: str) -> float:
 
 STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse, parse_float=finite)
 """Raises ValueError for what is not JSON, RecursionError for what is nested too deeply."""
+
+FORGIVING = json.JSONDecoder(parse_constant=_refuse, parse_float=finite)
+"""The same, but of keys that stand twice the last counts."""

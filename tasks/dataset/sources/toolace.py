@@ -15,18 +15,17 @@ Names hold spaces and signs, so a call is not Python as it stands: its name is r
 literals. Nothing is evaluated. The types ``dict``, ``float`` and ``int`` become JSON Schema's.
 """
 
-import ast
 from collections.abc import Mapping
 from typing import Any
 
 from tasks.contracts.conversation import Call, Message
+from tasks.dataset.rendering.python_calls import read_python_calls
 from tasks.dataset.rendering.strict_json import STRICT
-from tasks.dataset.sources.literals import MAX_LITERAL_CHARACTERS, Repairs, literal_node
+from tasks.dataset.sources.literals import Repairs
 from tasks.dataset.sources.rows import Conversation, RowRejected, conversation, read_tools, read_turns, role_and_text
 
 TYPES = {"dict": "object", "float": "number", "int": "integer", "list": "array", "tuple": "array", "bool": "boolean",
          "str": "string"}  # fmt: skip
-CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
 def read(row: Mapping[str, Any], repairs: Repairs) -> Conversation:
@@ -84,50 +83,7 @@ def read_calls(text: str) -> tuple[Call, ...]:
     Raises:
         RowRejected: it is not closed, or an argument is no literal.
     """
-    body, calls, position = text[1:-1], [], 0
-    while position < len(body):
-        opening = body.find("(", position)
-        if opening < 0:
-            raise RowRejected("bad_call", f"not a call: {body[position : position + 120]!r}")
-        end = _end(body, opening)
-        calls.append(Call(body[position:opening].strip(), _arguments(body[opening : end + 1])))
-        rest = body[end + 1 :].lstrip()
-        if rest and not rest.startswith(","):
-            raise RowRejected("bad_call", f"a comma is missing before {rest[:120]!r}")
-        position = len(body) - len(rest) + 1 if rest else len(body)
-    return tuple(calls)
-
-
-def _end(text: str, opening: int) -> int:
-    """Where the bracket that opens at ``opening`` closes; brackets inside strings do not count."""
-    open_brackets, quote, position = [], "", opening
-    while position < len(text):
-        sign = text[position]
-        if quote:
-            if sign == "\\":
-                position += 1
-            elif sign == quote:
-                quote = ""
-        elif sign in "\"'":
-            quote = sign
-        elif sign in CLOSING:
-            open_brackets.append(CLOSING[sign])
-        elif open_brackets and sign == open_brackets[-1]:
-            open_brackets.pop()
-            if not open_brackets:
-                return position
-        position += 1
-    raise RowRejected("bad_call", f"never closed: {text[opening : opening + 120]!r}")
-
-
-def _arguments(text: str) -> dict[str, Any]:
-    """``(a=1, b=[true])`` as a mapping; parsed, never evaluated."""
     try:
-        if len(text) > MAX_LITERAL_CHARACTERS:
-            raise ValueError(f"{len(text)} characters are too many for one call")
-        call = ast.parse(f"_{text}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
-            raise ValueError("arguments must have names")
-        return {str(keyword.arg): literal_node(keyword.value) for keyword in call.keywords}
-    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError) as error:
-        raise RowRejected("bad_call", f"{error}: {text[:120]!r}") from error
+        return read_python_calls(text)
+    except ValueError as error:
+        raise RowRejected("bad_call", str(error)) from error
