@@ -7,7 +7,7 @@ TEST_DATA := $(VENV)/.test-data
 REPEAT ?= 10
 SLURM_TESTS ?= tests/pool/test_slurm.py tests/integration/test_finetune_slurm.py
 
-.PHONY: help install demo ui test test-fast test-slurm test-kubernetes faults faults-pool check format clean
+.PHONY: help install demo ui deploy test test-fast test-slurm test-kubernetes faults faults-pool check format clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ demo: $(INSTALLED)  ## the whole pipeline on this machine, with a real 135M-para
 
 ui: $(INSTALLED)  ## Prefect, MLflow and a worker on localhost, until Ctrl-C
 	$(BIN)/python -m flows.local_stack
+
+deploy: $(INSTALLED)  ## work pools, deployments, limits, schedules, automations on PREFECT_API_URL's server; SITE=file, DRY_RUN=1
+	$(BIN)/python -m deployments.deploy $(if $(SITE),--site $(SITE)) $(if $(DRY_RUN),--dry-run)
 
 test: $(TEST_DATA)  ## every test
 	$(BIN)/python -m pytest
