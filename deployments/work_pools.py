@@ -17,6 +17,8 @@ NAMESPACE = PoolSettings().kubernetes.namespace
 CLAIM = "proving-ground"
 """Claim of the shared folder (infra/kubernetes/training-pool/claim.yaml), mounted at the same path as in the jobs."""
 SHARED = "/shared"
+MLFLOW = "http://mlflow.proving-ground-servers:5000"
+"""MLflow of infra/kubernetes/base; a site with its own names it in job_variables (env)."""
 FLOW_ACCOUNT = "proving-ground-flow"
 SECRETS = "proving-ground-flow"
 """Secret whose entries are the flow's environment: PREFECT_API_AUTH_STRING, MLFLOW_TRACKING_USERNAME and _PASSWORD, HF_TOKEN."""
@@ -94,7 +96,12 @@ def kubernetes_template() -> dict[str, Any]:
         "memory_limit": "4Gi",
         # A node may have to be started for it.
         "pod_watch_timeout_seconds": 900,
-        "env": {"HOME": "/tmp", "PREFECT_HOME": "/tmp/prefect", "DO_NOT_TRACK": "1"},  # noqa: S108
+        "env": {
+            "HOME": "/tmp",  # noqa: S108
+            "PREFECT_HOME": "/tmp/prefect",  # noqa: S108
+            "DO_NOT_TRACK": "1",
+            "MLFLOW_TRACKING_URI": MLFLOW,
+        },
     }
     properties = template["variables"]["properties"]
     if unknown := defaults.keys() - properties.keys():
