@@ -7,7 +7,7 @@ TEST_DATA := $(VENV)/.test-data
 REPEAT ?= 10
 SLURM_TESTS ?= tests/pool/test_slurm.py tests/integration/test_finetune_slurm.py
 
-.PHONY: help install demo ui deploy test test-fast test-slurm test-kubernetes stack-test faults faults-pool check format clean
+.PHONY: help install demo ui deploy test test-fast test-slurm test-kubernetes stack-test audit licences faults faults-pool check format clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,17 @@ stack-test: $(INSTALLED)  ## the stack of compose.yaml here, with a real Postgre
 
 faults: $(INSTALLED)  ## do each fault to a toy training REPEAT times and count; about two minutes a time
 	$(BIN)/python -m tests.faults.training --repeat $(REPEAT)
+
+audit: $(VENV)/.audit  ## known holes in the exact versions of constraints.txt
+	$(VENV)/.audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
+
+# In an environment of its own: what it depends on is not what is audited.
+$(VENV)/.audit:
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+
+licences: $(INSTALLED)  ## docs/licences.md, from what is installed
+	$(BIN)/python -m tests.licences docs/licences.md
 
 check: $(INSTALLED)  ## lint, format, types
 	$(BIN)/ruff check .
