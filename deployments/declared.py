@@ -6,6 +6,7 @@ deployments run, where the worker finds this code, and which settings differ the
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,8 +114,14 @@ def read_declared(site: Site, file: Path = PREFECT_YAML) -> list[Declared]:
     return declared
 
 
+@cache
+def _load(entrypoint: str) -> Any:
+    """The flow; several deployments have one, and loading it runs its module."""
+    return load_flow_from_entrypoint(entrypoint)
+
+
 def _declare(entry: _Entry, site: Site) -> Declared:
-    flow: Any = load_flow_from_entrypoint(entry.entrypoint)
+    flow = _load(entry.entrypoint)
     full_name = f"{flow.name}/{entry.name}"
     parameters = entry.parameters | site.parameters.get(full_name, {})
     if "experiment" in parameters:
