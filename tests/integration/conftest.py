@@ -8,6 +8,7 @@ import pytest
 
 from flows.local_stack import Addresses, temporary_stack
 from tests.integration.finetune_process import finish, start
+from tests.integration.planted import PLANTED, sampled_arguments
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +25,8 @@ def stack(storage):
 @pytest.fixture(scope="session")
 def first_run(storage: Path, stack: Addresses) -> tuple[int, str, Path]:
     """One run from rows to report: exit status, output, and what ``latest`` named when it had ended."""
-    code, output = finish(start(storage, stack, "first"))
+    with sampled_arguments(storage):
+        code, output = finish(start(storage, stack, "first", secrets=PLANTED))
     return code, output, (storage / "runs" / "latest").resolve()
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,9 @@ SMALL = {
 STAGES = {"prepare_dataset", "run_inference_baseline", "train_adapter", "run_inference_finetuned", "compare_models"}
 
 
-def start(storage: Path, stack: Addresses, run: str, *, deployment: str = "demo", **settings) -> subprocess.Popen:
+def start(
+    storage: Path, stack: Addresses, run: str, *, deployment: str = "demo", secrets: Mapping[str, str] = {}, **settings
+) -> subprocess.Popen:
     values = SMALL | {"storage.shared": storage} | {k.replace("__", "."): v for k, v in settings.items()}
     command = [sys.executable, "-m", "flows.finetune", deployment, "--run", run]
     for name, value in values.items():
@@ -39,7 +42,7 @@ def start(storage: Path, stack: Addresses, run: str, *, deployment: str = "demo"
     return subprocess.Popen(
         command,
         cwd=REPOSITORY,
-        env=os.environ | stack.environment() | {"HF_HUB_OFFLINE": "1"},
+        env=os.environ | stack.environment() | {"HF_HUB_OFFLINE": "1"} | secrets,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,0 +1,42 @@
+"""``python infra/docker/make_secrets.py [FOLDER]``: the secrets of compose.yaml, made once; those that exist are kept.
+
+FOLDER is infra/docker/secrets unless given; git ignores it. Each is a file that only its owner reads.
+"""
+
+import os
+import secrets
+import sys
+from pathlib import Path
+
+NAMES = (
+    "postgres_password",
+    "prefect_database_password",
+    "mlflow_database_password",
+    "mlflow_admin_password",
+    "flask_key",
+)
+PREFECT_AUTH = "prefect_auth"
+"""`user:password`, as Prefect wants it."""
+
+
+def make_secrets(folder: Path) -> list[str]:
+    """Write those that are missing; their names."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    wanted = {name: secrets.token_urlsafe(24) for name in NAMES}
+    wanted[PREFECT_AUTH] = f"admin:{secrets.token_urlsafe(24)}"
+    made = []
+    for name, secret in wanted.items():
+        try:
+            file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            continue
+        with os.fdopen(file, "w") as out:
+            out.write(secret)
+        made.append(name)
+    return made
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "secrets"
+    made = make_secrets(target)
+    print(f"{target}: made {', '.join(made) or 'nothing, all are there'}")

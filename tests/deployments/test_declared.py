@@ -1,0 +1,128 @@
+"""Every deployment against the code it starts, and the sites' files against the deployments."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deployments.declared import PREFECT_YAML, REPOSITORY, Site, read_declared, read_site
+from deployments.work_pools import kubernetes_template
+from tasks.contracts.overrides import SettingsError, read_experiment
+from tasks.training.plan import plan_training
+
+# Prefect's templates and blocks warn of what is theirs to mend.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+GLAIVE_ROWS = 110_000  # Of 112,960, less what is rejected or held out.
+
+
+@pytest.fixture(scope="module")
+def declared():
+    return {deployment.full_name: deployment for deployment in read_declared(Site())}
+
+
+def written(tmp_path: Path, change) -> Path:
+    values = copy.deepcopy(yaml.safe_load(PREFECT_YAML.read_text()))
+    change({entry["name"]: entry for entry in values["deployments"]})
+    file = tmp_path / "prefect.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return file
+
+
+def test_the_promised_deployments_are_there(declared):
+    wanted = {"demo", "poc", "poc-reference", "poc-qwen2-7b", "demo-slurm", "scheduled"}
+    assert {f"finetune/{name}" for name in wanted} <= declared.keys()
+
+
+def test_every_batch_divides_over_its_pool(declared):
+    for deployment in declared.values():
+        if deployment.flow == "finetune":
+            experiment = read_experiment(deployment.fields["parameters"]["experiment"])
+            rows = experiment.dataset.max_rows or GLAIVE_ROWS
+            plan_training(experiment.training, num_rows=rows, world_size=experiment.pool.world_size)
+
+
+def test_the_references_numbers(declared):
+    reference = read_experiment(declared["finetune/poc-reference"].fields["parameters"]["experiment"])
+    training, lora = reference.training, reference.training.lora
+    assert (training.global_batch_size, training.per_device_batch_size, training.learning_rate) == (512, 2, 2e-4)
+    assert (training.num_epochs, training.max_steps_per_epoch, training.warmup_steps) == (3, 1000, 100)
+    assert (lora.rank, lora.alpha, lora.dropout, training.weight_decay) == (64, 128, 0.1, 0.01)
+    assert (training.save_every_steps, training.log_every_steps) == (500, 10)
+    assert (reference.pool.num_nodes, reference.pool.processes_per_node) == (2, 8)
+    qwen = read_experiment(declared["finetune/poc-qwen2-7b"].fields["parameters"]["experiment"])
+    assert (qwen.training.global_batch_size, qwen.training.learning_rate) == (128, 2e-5)
+    assert qwen.training.global_batch_size == 2 * 16 * 4
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("training", {"num_epoch": 2}, "num_epoch"),
+        ("training", {"learning_rate": "fast"}, "learning_rate"),
+        ("model", {}, "model.name"),
+    ],
+)
+def test_parameters_that_no_longer_fit_the_code_are_told_with_the_deployment(tmp_path, setting, value, said):
+    def break_poc(entries):
+        entries["poc"]["parameters"]["experiment"][setting] = value
+
+    with pytest.raises(SettingsError, match=said) as caught:
+        read_declared(Site(), written(tmp_path, break_poc))
+    assert "poc (flows/finetune.py:finetune)" in str(caught.value)
+
+
+def test_a_parameter_that_the_flow_does_not_take_is_told(tmp_path):
+    def break_reconcile(entries):
+        entries["left-runs"]["parameters"]["storge"] = "storage"
+
+    with pytest.raises(SettingsError, match="storge"):
+        read_declared(Site(), written(tmp_path, break_reconcile))
+
+
+def test_a_schedule_without_a_time_zone_is_refused(tmp_path):
+    def break_schedule(entries):
+        del entries["scheduled"]["schedules"][0]["timezone"]
+
+    with pytest.raises(SettingsError, match="timezone"):
+        read_declared(Site(), written(tmp_path, break_schedule))
+
+
+def test_schedules_wait_for_a_site_to_switch_them_on(declared):
+    assert [entry["active"] for entry in declared["finetune/scheduled"].fields["schedules"]] == [False]
+    switched = {d.full_name: d for d in read_declared(Site(active_schedules=("finetune/scheduled",)))}
+    assert [entry["active"] for entry in switched["finetune/scheduled"].fields["schedules"]] == [True]
+
+
+@pytest.mark.parametrize("file", ["infra/slurm/site.yaml", "infra/kubernetes/site.yaml"])
+def test_the_example_sites_fit_the_deployments(file):
+    site = read_site(REPOSITORY / file)
+    found = {deployment.full_name: deployment for deployment in read_declared(site)}
+    poc = read_experiment(found["finetune/poc"].fields["parameters"]["experiment"])
+    assert poc.pool.backend in ("slurm", "kubernetes")
+    assert poc.storage.shared.startswith("/")
+    assert found["reconcile/left-runs"].fields["parameters"]["storage"] == poc.storage.shared
+    demo = read_experiment(found["finetune/demo"].fields["parameters"]["experiment"])
+    assert demo.pool.backend == "local"
+
+
+def test_a_site_that_names_what_is_no_deployment_is_refused():
+    with pytest.raises(SettingsError, match="finetune/nightly"):
+        read_declared(Site(active_schedules=("finetune/nightly",)))
+
+
+def test_a_site_with_an_unknown_entry_is_refused(tmp_path):
+    file = tmp_path / "site.yaml"
+    file.write_text("workpool: gpu")
+    with pytest.raises(SettingsError, match="workpool"):
+        read_site(file)
+
+
+def test_flow_pods_pass_pod_security_restricted():
+    pod = kubernetes_template()["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in pod["containers"]:
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}

@@ -1,0 +1,93 @@
+"""Servers that cannot be used are told apart, each with what to do."""
+
+import http.server
+import json
+import socket
+import threading
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from deployments.server import ServerProblem, check_server, server_address
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture
+def answering():
+    """A server that answers every path as it is told: ``answers[path] = (status, content type, body)``."""
+    answers: dict[str, tuple[int, str, str]] = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            path = self.path.removeprefix("/api")
+            status, kind, body = answers.get(path, answers.get("*", (404, "text/plain", "no")))
+            if callable(status):
+                status = status(self.headers)
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield answers, f"http://127.0.0.1:{server.server_port}/api"
+    server.shutdown()
+    server.server_close()
+
+
+def problem_of(address: str, **settings) -> str:
+    with (
+        temporary_settings({PREFECT_API_URL: address, PREFECT_CLIENT_MAX_RETRIES: 0, **settings}),
+        pytest.raises(ServerProblem) as caught,
+        get_client(sync_client=True) as client,
+    ):
+        check_server(client)
+    return str(caught.value)
+
+
+def test_nothing_listens():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    said = problem_of(f"http://127.0.0.1:{port}/api")
+    assert "does not answer" in said
+    assert "make ui" in said
+
+
+def test_another_program_has_the_port(answering):
+    answers, address = answering
+    answers["*"] = (200, "text/html", "<html>Jenkins</html>")
+    assert "something answers there that is not Prefect" in problem_of(address)
+
+
+def test_a_server_of_another_version_is_not_used(answering):
+    answers, address = answering
+    answers |= {"/health": (200, "application/json", "true"), "/admin/version": (200, "application/json", '"3.2.1"')}
+    said = problem_of(address)
+    assert "Prefect 3.2.1" in said
+    assert "upgrade the older" in said
+
+
+def test_wrong_credentials_are_told_and_never_shown(answering):
+    answers, address = answering
+    answers |= {"/health": (200, "application/json", "true"), "/admin/version": (401, "application/json", "{}")}
+    said = problem_of(address)
+    assert "refuses the credentials" in said
+    with temporary_settings({PREFECT_API_AUTH_STRING: "admin:planted-secret"}):
+        assert "planted-secret" not in problem_of(address)
+
+
+def test_a_server_whose_database_is_away_is_told(answering):
+    answers, address = answering
+    answers["*"] = (500, "application/json", json.dumps({"exception_message": "Internal Server Error"}))
+    assert "HTTP 500" in problem_of(address)
+
+
+def test_no_server_is_named():
+    with temporary_settings(restore_defaults={PREFECT_API_URL}), pytest.raises(ServerProblem, match="names no server"):
+        server_address()

@@ -1,0 +1,54 @@
+"""``make deploy`` against a real Prefect server: twice the same, a change undone, nothing written by a dry run."""
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from deployments.automations import WEBHOOK_VARIABLE
+from deployments.declared import Site
+from deployments.deploy import deploy
+
+pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture
+def client(stack):
+    with temporary_settings({PREFECT_API_URL: stack.prefect_api}), get_client(sync_client=True) as client:
+        yield client
+
+
+def test_deploy_makes_everything_once_and_puts_back_what_was_changed(client, monkeypatch, capsys):
+    secret = "https://hooks.example/planted-webhook-token"
+    assert deploy(Site(), is_dry_run=True) > 0
+    assert not client.read_deployments()
+
+    monkeypatch.setenv(WEBHOOK_VARIABLE, secret)
+    assert deploy(Site(), is_dry_run=False) > 0
+    assert deploy(Site(), is_dry_run=False) == 0
+
+    known = client.read_deployment_by_name("finetune/poc")
+    assert known.global_concurrency_limit.limit == 1
+    client.update_deployment(known.id, DeploymentUpdate(description="changed by hand", tags=["gpu"]))
+    capsys.readouterr()
+    assert deploy(Site(), is_dry_run=True) == 1
+    assert "description: 'changed by hand' -> " in capsys.readouterr().out
+    assert client.read_deployment_by_name("finetune/poc").description == "changed by hand"
+    assert deploy(Site(), is_dry_run=False) == 1
+    assert client.read_deployment_by_name("finetune/poc").description != "changed by hand"
+
+    monkeypatch.setenv(WEBHOOK_VARIABLE, secret + "-another")
+    assert deploy(Site(), is_dry_run=False) == 1
+    assert "planted-webhook-token" not in capsys.readouterr().out
+
+
+def test_a_site_changes_the_deployments_that_have_the_gpus(client, capsys):
+    deploy(Site(), is_dry_run=False)
+    site = Site(overrides=("pool.backend=slurm",), active_schedules=("finetune/scheduled",))
+    capsys.readouterr()
+    deploy(site, is_dry_run=False)
+    said = capsys.readouterr().out
+    assert "~ deployment finetune/poc\n    parameters.experiment.pool.backend: 'local' -> 'slurm'" in said
+    assert "deployment finetune/demo" not in said
+    assert [s.active for s in client.read_deployment_by_name("finetune/scheduled").schedules] == [True]
+    assert deploy(site, is_dry_run=False) == 0

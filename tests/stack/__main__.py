@@ -1,0 +1,195 @@
+"""The stack of compose.yaml on this machine, with a real PostgreSQL: ``python -m tests.stack [PART ...]`` (``make stack-test``).
+
+    start        from nothing to both servers and every deployment, in seconds
+    access       without credentials, or with wrong ones, nobody gets in
+    run          one tiny fine-tuning run from the deployment to FINISHED
+    kill         prefect, mlflow, postgres, worker: each killed with -9 in the middle of a run and started again
+    concurrent   RUNS (20) runs at once
+    backup       dumped, the databases dropped, restored: old runs open as before
+
+Parts run in this order, whichever are named; none: all of them. SERVICES and RUNS in the environment narrow ``kill`` and
+``concurrent``. Exit status 0: everything held.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from mlflow.tracking import MlflowClient
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+from tests.stack.backup import dump, restore
+from tests.stack.processes import HOST, Stack
+from tests.stack.runs import how_it_ended, start_run, wait_for_end
+from tests.stack.tiny import tiny_overrides, write_tiny_model
+
+RUN_LIMIT_S = 220.0
+
+
+class Check:
+    """The stack, its clients, and what held."""
+
+    def __init__(self, stack: Stack, client: SyncPrefectClient, folder: Path) -> None:
+        self.stack, self.client = stack, client
+        self.storage, self.model = folder / "storage", folder / "model"
+        self.mlflow = MlflowClient(f"http://{HOST}:{stack.ports['mlflow']}")
+        self.failed: list[str] = []
+
+    def say(self, what: str, *, held: bool) -> None:
+        print(f"{'ok  ' if held else 'FAIL'} {what}", flush=True)
+        if not held:
+            self.failed.append(what)
+
+    def overrides(self, epochs: int = 1) -> list[str]:
+        if not self.model.exists():
+            write_tiny_model(self.model)
+        return tiny_overrides(self.model, self.storage, epochs=epochs)
+
+
+def access(check: Check) -> None:
+    prefect, mlflow = (f"http://{HOST}:{check.stack.ports[name]}" for name in ("prefect", "mlflow"))
+    asked = f"{mlflow}/api/2.0/mlflow/experiments/get?experiment_id=0"
+    for what, url in (("Prefect", f"{prefect}/api/admin/version"), ("MLflow", asked)):
+        for who, auth in (("nobody", None), ("a wrong password", ("admin", "wrong"))):
+            status = httpx.get(url, auth=auth).status_code
+            check.say(f"{what} answers {status} to {who}", held=status == 401)
+    status = httpx.get(f"{mlflow}/health", headers={"Host": "evil.example"}).status_code
+    other = httpx.get(
+        asked,
+        headers={"Host": "evil.example"},
+        auth=("admin", check.stack.secret("mlflow_admin_password")),
+    ).status_code
+    check.say(f"MLflow answers {other} to a request for another host (its health check: {status})", held=other == 403)
+
+
+def run(check: Check) -> None:
+    began = time.monotonic()
+    flow_run = wait_for_end(check.client, start_run(check.client, "tiny", check.overrides()), RUN_LIMIT_S)
+    ended = how_it_ended(flow_run, check.mlflow, check.storage)
+    check.say(f"a run in {time.monotonic() - began:.0f} s: {ended}", held=ended.is_whole)
+
+
+def kill(check: Check) -> None:
+    for service in os.environ.get("SERVICES", "mlflow prefect postgres worker").split():
+        name = f"kill-{service}"
+        began = start_run(check.client, name, check.overrides(epochs=4))
+        marker = check.storage / "runs" / name / "jobs" / "train_adapter"
+        wait_until(lambda marker=marker: any(marker.glob("*/metrics.jsonl")), f"{name}'s training")
+        check.stack.kill(service)
+        time.sleep(5)
+        check.stack.start(service)
+        check.stack.wait_for(service)
+        ended = how_it_ended(wait_for_end(check.client, began, RUN_LIMIT_S), check.mlflow, check.storage)
+        check.say(f"{service} killed in training and restarted after 5 s: {ended}", held=ended.is_whole)
+
+
+def concurrent(check: Check) -> None:
+    count = int(os.environ.get("RUNS", "20"))
+    overrides = check.overrides()
+    began = time.monotonic()
+    started = [start_run(check.client, f"many-{number:02}", overrides) for number in range(count)]
+    whole = 0
+    for flow_run in (wait_for_end(check.client, run_id, 60.0 * count) for run_id in started):
+        ended = how_it_ended(flow_run, check.mlflow, check.storage)
+        whole += ended.is_whole
+        if not ended.is_whole:
+            print(f"     {flow_run.name}: {ended}", flush=True)
+    check.say(
+        f"{whole} of {count} concurrent runs ended whole in {time.monotonic() - began:.0f} s", held=whole == count
+    )
+    logs = "".join(file.read_text(errors="replace") for file in check.stack.folder.glob("*.log"))
+    check.say("no log says 'database is locked'", held="database is locked" not in logs)
+
+
+def backup(check: Check) -> None:
+    if not (check.storage / "runs" / "tiny").exists():
+        run(check)
+    before = snapshot(check)
+    folder = check.stack.folder / "backup"
+    dump(check.stack, folder)
+    for name in ("worker", "prefect", "mlflow"):
+        check.stack.kill(name)
+    restore(check.stack, folder)
+    for name in ("prefect", "mlflow"):
+        check.stack.start(name)
+        check.stack.wait_for(name)
+    after = snapshot(check)
+    size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+    check.say(
+        f"restored from {size:.1f} MB of dumps: {len(after)} figures of the old run are as before",
+        held=before == after != {},
+    )
+    check.stack.start("worker")
+
+
+def snapshot(check: Check) -> dict[str, object]:
+    """What a person sees of the run `tiny`: its state in Prefect, and in MLflow every metric, parameter and artifact."""
+    flow_run = next(f for f in check.client.read_flow_runs() if f.name == "tiny")
+    seen: dict[str, object] = {"prefect": flow_run.state_name}
+    experiment = check.mlflow.get_experiment_by_name("finetune")
+    assert experiment is not None
+    for found in check.mlflow.search_runs([experiment.experiment_id]):
+        name = found.info.run_name
+        seen |= {f"{name}/{key}": value for key, value in {**found.data.metrics, **found.data.params}.items()}
+        seen[f"{name}/artifacts"] = sorted(entry.path for entry in check.mlflow.list_artifacts(found.info.run_id))
+    return seen
+
+
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + RUN_LIMIT_S
+    while not holds():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{what} never came")
+        time.sleep(0.2)
+
+
+PARTS: dict[str, Callable[[Check], None]] = {
+    "access": access,
+    "run": run,
+    "kill": kill,
+    "concurrent": concurrent,
+    "backup": backup,
+}
+
+
+@contextmanager
+def clients(stack: Stack) -> Iterator[SyncPrefectClient]:
+    environment = stack.environment()
+    os.environ.update({name: environment[name] for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")})
+    settings = {PREFECT_API_URL: environment["PREFECT_API_URL"], PREFECT_API_AUTH_STRING: stack.secret("prefect_auth")}
+    with temporary_settings(settings), get_client(sync_client=True) as client:
+        yield client
+
+
+def main(names: list[str]) -> int:
+    if unknown := set(names) - PARTS.keys() - {"start"}:
+        print(f"error: no part {sorted(unknown)}; there are: start, {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    folder = Path(tempfile.mkdtemp(prefix="proving-ground-stack-"))
+    began = time.monotonic()
+    with Stack(folder) as stack, clients(stack) as client:
+        check = Check(stack, client, folder)
+        took = time.monotonic() - began
+        check.say(
+            f"from nothing to both servers and {len(client.read_deployments())} deployments in {took:.0f} s",
+            held=took <= 120,
+        )
+        for name, part in PARTS.items():
+            if name in names or not names:
+                part(check)
+    if check.failed:
+        print(f"{len(check.failed)} failed; logs and runs are in {folder}", file=sys.stderr)
+        return 1
+    shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,133 @@
+"""compose.yaml and the images' files: what can be known of them without containers."""
+
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from infra.docker.make_secrets import NAMES, PREFECT_AUTH, make_secrets
+from infra.docker.with_secrets import with_secrets
+from tests.conftest import REPOSITORY
+from tests.stack.compose import FILE, filled, read_compose, variables
+
+COMPOSE = yaml.safe_load(FILE.read_text())
+DOCKER = FILE.parent
+
+
+def test_every_secret_of_a_service_is_one_that_is_made():
+    made = {*NAMES, PREFECT_AUTH}
+    assert set(COMPOSE["secrets"]) == made
+    for name, service in COMPOSE["services"].items():
+        asked = {Path(v).name for k, v in service.get("environment", {}).items() if k.endswith(("_FROM_FILE", "_FILE"))}
+        granted = set(service.get("secrets", []))
+        assert asked <= granted <= made, name
+
+
+def test_no_value_in_the_file_is_a_secret_itself():
+    for name, service in COMPOSE["services"].items():
+        for key, value in service.get("environment", {}).items():
+            if re.search(r"PASSWORD|AUTH_STRING|SECRET|KEY", key):
+                assert key.endswith("_FILE"), (name, key, value)
+        assert not any("://" in word and "@" in word for word in service["command"])
+
+
+def test_ours_run_without_rights_and_only_localhost_sees_their_ports():
+    for name, service in COMPOSE["services"].items():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+        if name != "postgres":
+            assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"]), name
+        image = service["image"]
+        assert "proving-ground" in image or re.search(r":\d+\.\d+-", image), f"{name}: {image} is not pinned"
+
+
+def test_what_waits_for_another_waits_for_its_health():
+    for name, service in COMPOSE["services"].items():
+        for other, how in service.get("depends_on", {}).items():
+            needed = "service_completed_successfully" if other == "deploy" else "service_healthy"
+            assert how["condition"] == needed, (name, other)
+            assert other == "deploy" or "healthcheck" in COMPOSE["services"][other]
+
+
+def test_variables_have_defaults_and_the_stack_test_may_set_each():
+    assert variables(COMPOSE) >= {"SECRETS", "PREFECT_PORT", "MLFLOW_PORT", "POSTGRES_HOST"}
+    services = read_compose({})
+    assert services["prefect"].environment["PREFECT_SERVER_DATABASE_HOST"] == "postgres"
+    assert services["worker"].environment["PREFECT_API_URL"] == "http://prefect:4200/api"
+    with pytest.raises(ValueError, match="NOWHERE"):
+        filled("${NOWHERE}", {})
+
+
+def test_bind_mounts_and_build_files_exist():
+    for name, service in COMPOSE["services"].items():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert source in COMPOSE["volumes"] or (DOCKER / source).exists(), (name, volume)
+        if build := service.get("build"):
+            assert (DOCKER / build["context"] / build["dockerfile"]).exists()
+
+
+@pytest.mark.parametrize("name", ["Dockerfile.flows", "Dockerfile.train"])
+def test_images_are_pinned_run_as_a_user_and_copy_what_exists(name):
+    text = (DOCKER / name).read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    final = max(i for i, line in enumerate(lines) if line.startswith("USER"))
+    assert lines[final] == "USER 1000:1000"
+    assert not any(line.startswith("RUN") for line in lines[final:])
+    for base in re.findall(r"^ARG (?:BASE|PYTHON)=(\S+)", text, re.M):
+        assert re.search(r":\d+\.\d+\.\d+", base), f"{base} is not pinned"
+    assert any(line.startswith("HEALTHCHECK") for line in lines)
+    ignored = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    for line in lines:
+        if line.startswith("COPY") and "--from" not in line:
+            for source in line.split()[1:-1]:
+                assert (REPOSITORY / source).exists(), source
+                assert any(kept.startswith("!") and source.startswith(kept[1:]) for kept in ignored), (
+                    f"{source} is not sent"
+                )
+    installs = re.findall(r"pip install [^&|]*", text)
+    assert installs
+    assert all("-c constraints.txt" in install for install in installs)
+
+
+def test_the_flows_image_has_no_torch():
+    text = (DOCKER / "Dockerfile.flows").read_text()
+    assert "train" not in re.findall(r"'\.\[([^\]]*)\]'", text)[0]
+
+
+def test_secrets_are_made_once_and_only_their_owner_reads_them(tmp_path):
+    folder = tmp_path / "secrets"
+    assert set(make_secrets(folder)) == {*NAMES, PREFECT_AUTH}
+    before = {file.name: file.read_text() for file in folder.iterdir()}
+    assert make_secrets(folder) == []
+    assert {file.name: file.read_text() for file in folder.iterdir()} == before
+    assert len(set(before.values())) == len(before)
+    for file in folder.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_secret_reaches_the_command_by_its_environment_and_never_its_arguments(tmp_path):
+    (tmp_path / "token").write_text("planted-token\n")
+    code = "import os; print(os.environ['TOKEN'], 'TOKEN_FROM_FILE' in os.environ, open('/proc/self/cmdline').read())"
+    done = subprocess.run(
+        [sys.executable, DOCKER / "with_secrets.py", sys.executable, "-c", code],
+        env=os.environ | {"TOKEN_FROM_FILE": str(tmp_path / "token")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told, is_left, arguments = done.stdout.split(maxsplit=2)
+    assert (told, is_left) == ("planted-token", "False")
+    assert "planted-token" not in arguments
+
+
+@pytest.mark.parametrize(("content", "said"), [(None, "No such file"), ("\n", "is empty")])
+def test_a_missing_or_empty_secret_ends_the_start(tmp_path, content, said):
+    if content is not None:
+        (tmp_path / "token").write_text(content)
+    with pytest.raises(SystemExit, match=said):
+        with_secrets({"TOKEN_FROM_FILE": str(tmp_path / "token")})

@@ -1,0 +1,178 @@
+"""infra/terraform without a cloud: it parses, what it refers to is declared, and every attribute is one the provider has."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import hcl2
+import pytest
+
+from tests.conftest import REPOSITORY
+
+FOLDER = REPOSITORY / "infra" / "terraform" / "nebius"
+FILES = sorted(FOLDER.glob("*.tf"))
+
+# Read in the provider's documentation (docs/resources and docs/data-sources of terraform-provider-nebius, 0.6.x), top level only.
+COMMON = {"parent_id", "name", "labels"}
+KNOWN = {
+    "nebius_vpc_v1_network": COMMON,
+    "nebius_vpc_v1_subnet": COMMON | {"network_id", "ipv4_private_pools", "ipv4_public_pools", "route_table_id"},
+    "nebius_compute_v1_filesystem": COMMON
+    | {"type", "size_gibibytes", "size_bytes", "block_size_bytes", "forbid_deletion"},
+    "nebius_compute_v1_disk": COMMON | {"type", "size_gibibytes", "size_bytes", "block_size_bytes", "forbid_deletion"},
+    "nebius_compute_v1_gpu_cluster": COMMON | {"infiniband_fabric"},
+    "nebius_storage_v1_bucket": COMMON
+    | {"versioning_policy", "lifecycle_configuration", "bucket_policy", "default_storage_class", "max_size_bytes"},
+    "nebius_registry_v1_registry": COMMON | {"description"},
+    "nebius_iam_v1_service_account": COMMON | {"description"},
+    "nebius_iam_v1_group": COMMON,
+    "nebius_iam_v1_group_membership": COMMON | {"member_id"},
+    "nebius_iam_v1_access_permit": COMMON | {"resource_id", "role"},
+    "nebius_iam_v2_access_key": COMMON | {"account", "secret_delivery_mode", "description", "expires_at"},
+    "nebius_mk8s_v1_cluster": COMMON | {"control_plane", "kube_network"},
+    "nebius_mk8s_v1_node_group": COMMON
+    | {"template", "autoscaling", "fixed_node_count", "strategy", "version", "auto_repair"},
+    "nebius_quotas_v1_quota_allowance": {"by_name_in_region", "id"},
+}
+TEMPLATE = {
+    "resources", "boot_disk", "filesystems", "gpu_cluster", "gpu_settings", "metadata", "network_interfaces", "taints",
+    "service_account_id", "cloud_init_user_data", "preemptible", "reservation_policy", "local_disks", "max_pods", "os", "nvlink",
+}  # fmt: skip
+META = {"lifecycle", "count", "for_each", "depends_on", "provider"}
+
+
+def plain(name: str) -> str:
+    return name.strip('"')
+
+
+def entries(text: str, kind: str) -> list[tuple[str, ...]]:
+    """Labels of every block of that kind: ``("nebius_vpc_v1_subnet", "this")``."""
+    return [
+        tuple(plain(label) for label in re.findall(r'"[^"]+"', line))
+        for line in re.findall(rf"^{kind} .*\{{", text, re.M)
+    ]
+
+
+def problems(text: str) -> list[str]:
+    """Of the whole configuration as one text."""
+    parsed = hcl2.loads(text)
+    found = []
+    code = re.sub(r"#[^\n]*", "", text)
+    variables = {labels[0] for labels in entries(text, "variable")}
+    resources = {".".join(labels) for labels in entries(text, "resource")}
+    data = {".".join(("data", *labels)) for labels in entries(text, "data")}
+    locals_ = {plain(name) for block in parsed.get("locals", []) for name in block if not name.startswith("__")}
+    used = set(re.findall(r"\bvar\.(\w+)", code))
+    found += [f"var.{name} is not declared" for name in used - variables]
+    found += [f"variable {name} is used nowhere" for name in variables - used]
+    found += [f"local.{name} is not declared" for name in set(re.findall(r"\blocal\.(\w+)", code)) - locals_]
+    for reference in set(re.findall(r"(?<![\w\"./-])((?:data\.)?nebius_\w+\.\w+)", code)):
+        if reference not in resources | data:
+            found.append(f"{reference} is not declared")
+    for kind in ("resource", "data"):
+        for block in parsed.get(kind, []):
+            for type_, named in block.items():
+                for name, body in named.items():
+                    known = KNOWN.get(plain(type_))
+                    if known is None:
+                        found.append(f"{plain(type_)} was never looked up")
+                        continue
+                    attributes = {plain(a) for a in body if not a.startswith("__")} - META
+                    found += [f"{plain(type_)}.{plain(name)} has no attribute {a}" for a in attributes - known]
+    for block in parsed.get("resource", []):
+        for type_, named in block.items():
+            if plain(type_) == "nebius_mk8s_v1_node_group":
+                for body in named.values():
+                    template = {plain(a) for a in body["template"] if not a.startswith("__")}
+                    found += [f"template has no attribute {a}" for a in template - TEMPLATE]
+    return found
+
+
+def whole() -> str:
+    return "\n".join(file.read_text() for file in FILES)
+
+
+def test_everything_that_is_used_is_declared_and_known_to_the_provider():
+    assert problems(whole()) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("var.infiniband_fabric", "var.infiniband_fabrics", "var.infiniband_fabrics is not declared"),
+        ("local.mount_tag", "local.mount", "local.mount is not declared"),
+        ("nebius_vpc_v1_subnet.this.id", "nebius_vpc_v1_subnet.main.id", "nebius_vpc_v1_subnet.main is not declared"),
+        ("  infiniband_fabric = var", "  infiniband_fabrics = var", "has no attribute infiniband_fabrics"),
+        ("gpu_settings = {", "gpu_setting = {", "template has no attribute gpu_setting"),
+        (
+            'resource "nebius_compute_v1_disk"',
+            'resource "nebius_compute_v2_disk"',
+            "nebius_compute_v2_disk was never looked up",
+        ),
+    ],
+)
+def test_each_rule_can_be_broken(before, after, said):
+    text = whole()
+    assert before in text
+    assert any(said in problem for problem in problems(text.replace(before, after)))
+
+
+def test_terraform_1_8_is_required_and_the_provider_pinned():
+    [settings] = hcl2.loads((FOLDER / "versions.tf").read_text())["terraform"]
+    assert plain(settings["required_version"]) == ">= 1.8.0"
+    assert "< 0.7.0" in (FOLDER / "versions.tf").read_text()
+
+
+def test_the_present_clusters_size_and_storage_are_the_defaults():
+    text = (FOLDER / "variables.tf").read_text()
+    assert "{ min = 2, max = 2 }" in text
+    assert text.count("default     = 2048") == 2
+    assert "<= 5120" in text
+
+
+def test_no_credential_stands_in_a_file():
+    for file in [*FOLDER.iterdir()]:
+        if file.is_file():
+            assert not re.search(r"(secret_key|private_key|token|password)\s*=\s*\"[^\"]", file.read_text()), file
+
+
+@pytest.mark.skipif(not shutil.which("terraform"), reason="no terraform here; CI has one")
+def test_files_are_as_terraform_fmt_writes_them():
+    done = subprocess.run(["terraform", "fmt", "-check", "-recursive", FOLDER.parent], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def envrc(tmp_path: Path, **values: str) -> subprocess.CompletedProcess:
+    text = (FOLDER / ".envrc.example").read_text()
+    for name, value in values.items():
+        text = text.replace(f'{name}=""', f'{name}="{value}"')
+    text = text.replace('"$HOME/.config/nebius/state-key"', f'"{tmp_path}/state-key"')
+    (tmp_path / "envrc").write_text(text)
+    return subprocess.run(
+        ["bash", "-c", f". {tmp_path}/envrc; echo status=$? sa=$NB_SA_ID secret=${{AWS_SECRET_ACCESS_KEY:-none}}"],
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+    )
+
+
+def test_the_environment_file_exports_nothing_unless_everything_is_usable(tmp_path):
+    nothing = envrc(tmp_path)
+    assert "status=1 sa= secret=none" in nothing.stdout
+    assert "sa_id must be serviceaccount-" in nothing.stderr
+    for name in ("key", "state-key"):
+        (tmp_path / name).write_text("planted")
+        (tmp_path / name).chmod(0o644)
+    good = {
+        "sa_id": "serviceaccount-1",
+        "public_key_id": "publickey-1",
+        "private_key_path": f"{tmp_path}/key",
+        "state_key_id": "k",
+    }
+    readable = envrc(tmp_path, **good)
+    assert "others may read" in readable.stderr
+    assert "sa= secret=none" in readable.stdout
+    for name in ("key", "state-key"):
+        (tmp_path / name).chmod(0o600)
+    assert "status=0 sa=serviceaccount-1 secret=planted" in envrc(tmp_path, **good).stdout

@@ -1,0 +1,92 @@
+"""CI's workflows: they call what exists, may do the least, and put nothing of a stranger's into a shell."""
+
+import copy
+import re
+
+import pytest
+import yaml
+
+from tests.conftest import REPOSITORY
+
+FOLDER = REPOSITORY / ".github" / "workflows"
+WORKFLOWS = {file.name: yaml.safe_load(file.read_text()) for file in sorted(FOLDER.glob("*.yaml"))}
+TARGETS = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.M))
+WRITES = {"images.yaml/image": {"packages", "id-token", "attestations"}, "images.yaml/release": {"contents"}}
+"""What a job may write, and why it must: push an image with its attestation, make a release."""
+
+
+def problems(name: str, workflow: dict) -> list[str]:
+    found = []
+    if workflow.get("permissions") != {"contents": "read"}:
+        found.append("the workflow may do more than read")
+    for title, job in workflow["jobs"].items():
+        writes = {key for key, value in job.get("permissions", {}).items() if value != "read"}
+        if extra := writes - WRITES.get(f"{name}/{title}", set()):
+            found.append(f"{title} may write {sorted(extra)}")
+        if "timeout-minutes" not in job:
+            found.append(f"{title} has no time limit")
+        if str(job["runs-on"]).endswith("latest"):
+            found.append(f"{title} runs on whatever is latest")
+        for step in job["steps"]:
+            action, command = step.get("uses", ""), step.get("run", "")
+            if action and not re.search(r"@(v\d|[0-9a-f]{40})", action):
+                found.append(f"{action} is not pinned")
+            if action.startswith("actions/checkout") and step.get("with", {}).get("persist-credentials") is not False:
+                found.append(f"{title} leaves its token in the checkout")
+            # matrix values are the file's own.
+            found += [f"{title} puts {e} into a shell" for e in re.findall(r"\$\{\{\s*(?!matrix\.)([\w.]+)", command)]
+            found += [f"no target {t}" for t in re.findall(r"\bmake ([a-z-]+)(?![\w.])", command) if t not in TARGETS]
+            files = re.findall(r"\binfra/[\w./-]+", command)
+            found += [f"no file {f}" for f in files if not (REPOSITORY / f).exists()]
+    return found
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_workflow_is_pinned_and_may_do_the_least(name):
+    assert problems(name, WORKFLOWS[name]) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda w: w.update(permissions="write-all"), "more than read"),
+        (lambda w: w["jobs"]["test"].update(permissions={"contents": "write"}), "may write"),
+        (lambda w: w["jobs"]["test"]["steps"].append({"uses": "a/b@main"}), "is not pinned"),
+        (lambda w: w["jobs"]["test"]["steps"][0].pop("with"), "leaves its token"),
+        (lambda w: w["jobs"]["test"]["steps"].append({"run": "echo ${{ github.head_ref }}"}), "into a shell"),
+        (lambda w: w["jobs"]["test"]["steps"].append({"run": "make tset"}), "no target tset"),
+        (lambda w: w["jobs"]["kind"]["steps"].append({"run": "kubectl apply -k infra/nowhere"}), "no file"),
+        (lambda w: w["jobs"]["test"].pop("timeout-minutes"), "no time limit"),
+    ],
+)
+def test_each_rule_can_be_broken(change, said):
+    workflow = copy.deepcopy(WORKFLOWS["ci.yaml"])
+    change(workflow)
+    assert any(said in problem for problem in problems("ci.yaml", workflow))
+
+
+def test_every_python_that_is_promised_is_tested_and_every_suite_runs():
+    jobs = WORKFLOWS["ci.yaml"]["jobs"]
+    assert jobs["test"]["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
+    commands = " ".join(step.get("run", "") for job in jobs.values() for step in job["steps"])
+    for target in ("check", "test", "demo", "test-slurm", "test-kubernetes", "stack-test"):
+        assert f"make {target}" in commands
+
+
+def test_build_files_of_the_images_exist_and_each_is_tested_before_it_is_pushed():
+    job = WORKFLOWS["images.yaml"]["jobs"]["image"]
+    for entry in job["strategy"]["matrix"]["include"]:
+        text = (REPOSITORY / "infra" / "docker" / entry["file"]).read_text()
+        assert not entry["target"] or f"AS {entry['target']}" in text
+    steps = job["steps"]
+    tested = next(i for i, step in enumerate(steps) if "image_test.py" in step.get("run", ""))
+    pushed = next(i for i, step in enumerate(steps) if step.get("with", {}).get("push"))
+    assert tested < pushed
+    assert all(step.get("if") == "github.event_name == 'push'" for step in steps if step.get("with", {}).get("push"))
+
+
+def test_tags_are_latest_sha_and_versions():
+    tags = next(s for s in WORKFLOWS["images.yaml"]["jobs"]["image"]["steps"] if s.get("id") == "tags")["with"]["tags"]
+    assert all(kind in tags for kind in ("value=latest", "prefix=sha-", "pattern=v"))
+    # YAML 1.1 reads the key `on` as true.
+    assert WORKFLOWS["images.yaml"][True]["push"]["tags"] == ["v*"]
