@@ -172,7 +172,7 @@ literals = st.recursive(
 )
 
 
-names = st.from_regex(r"[a-z]{1,8}", fullmatch=True).filter(lambda name: not keyword.iskeyword(name))
+names = st.one_of(st.from_regex(r"[a-z]{1,8}", fullmatch=True), st.sampled_from(keyword.kwlist))
 
 
 @given(st.lists(st.dictionaries(names, literals, max_size=3), min_size=1, max_size=3))

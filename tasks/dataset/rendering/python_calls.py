@@ -5,11 +5,18 @@ are parsed as literals.
 """
 
 import ast
+import io
+import itertools
+import keyword
+import re
+import tokenize
 from typing import Any
 
 from tasks.contracts.conversation import Call
 from tasks.dataset.sources.literals import MAX_LITERAL_CHARACTERS, literal_node
 
+KEPT = "_keyword_"
+KEYWORD_ARGUMENT = re.compile(rf"\b({'|'.join(keyword.kwlist)})\s*=")
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -63,9 +70,22 @@ def _arguments(text: str) -> dict[str, Any]:
     try:
         if len(text) > MAX_LITERAL_CHARACTERS:
             raise ValueError(f"{len(text)} characters are too many for one call")
-        call = ast.parse(f"_{text}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
+        call = ast.parse(f"_{_keywords_as_names(text)}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or any(argument.arg is None for argument in call.keywords):
             raise ValueError("arguments must have names")
-        return {str(keyword.arg): literal_node(keyword.value) for keyword in call.keywords}
-    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError) as error:
+        return {str(argument.arg).removeprefix(KEPT): literal_node(argument.value) for argument in call.keywords}
+    except (ValueError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError, TypeError) as error:
         raise ValueError(f"{error}: {text[:120]!r}") from error
+
+
+def _keywords_as_names(text: str) -> str:
+    """Arguments that are called as Python's own words, ``from="EUR"``, under names that Python lets one give."""
+    if not KEYWORD_ARGUMENT.search(text):
+        return text
+    changed, end = "", 0
+    tokens = list(tokenize.generate_tokens(io.StringIO(text.replace("\n", " ")).readline))
+    for token, following in itertools.pairwise(tokens):
+        if token.type == tokenize.NAME and keyword.iskeyword(token.string) and following.string == "=":
+            changed += text[end : token.start[1]] + KEPT
+            end = token.start[1]
+    return changed + text[end:]
