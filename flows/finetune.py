@@ -11,7 +11,6 @@ used, 3 the gates did not pass, 130 interrupted.
 
 import argparse
 import importlib.metadata
-import importlib.util
 import os
 import subprocess
 import sys
@@ -185,9 +184,16 @@ def end_run(run: Run, status: Status) -> None:
 
 def library_versions() -> dict[str, str | None]:
     """Of what shapes a run; None: not installed where the flow runs, as torch in the flows' image."""
-    names = ("prefect", "mlflow", "torch", "transformers", "trl")
-    installed = {name for name in names if importlib.util.find_spec(name)}
-    return {name: importlib.metadata.version(name) if name in installed else None for name in names}
+    # MLflow's client is a distribution of its own, which the whole one brings as well.
+    distributions = {"mlflow": "mlflow-skinny"} | {name: name for name in ("prefect", "torch", "transformers", "trl")}
+
+    def version(distribution: str) -> str | None:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    return {name: version(distribution) for name, distribution in sorted(distributions.items())}
 
 
 def git_revision() -> str | None:

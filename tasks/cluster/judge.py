@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from tasks.cluster.evidence import Evidence
-from tasks.cluster.figure_gates import References, figure_findings
+from tasks.cluster.figure_gates import LIMITS_OF_REFERENCE, References, figure_findings
 from tasks.cluster.inventory_gates import inventory_findings
 from tasks.cluster.pairs import localise, slow_routes
 from tasks.cluster.transport import transport_findings
@@ -58,6 +58,7 @@ def judge(evidence: Evidence) -> list[Finding]:
         *_pair_findings(evidence, references),
         *figure_findings(evidence, references, expected_figures(evidence)),
     ]
+    findings += _limits_without_a_gate(evidence, findings)
     return sorted(findings, key=lambda f: STAGES.index(f.stage))
 
 
@@ -134,6 +135,21 @@ def _stage_findings(evidence: Evidence) -> list[Finding]:
             )
         )  # fmt: skip
     return findings
+
+
+def _limits_without_a_gate(evidence: Evidence, findings: Sequence[Finding]) -> list[Finding]:
+    """Limits that were asked for and that no measurement met: a limit that cannot be missed is no limit."""
+    thresholds = evidence.check.thresholds
+    wanted = {*thresholds.overrides, *(LIMITS_OF_REFERENCE if thresholds.profile == "reference" else ())}
+    met = {f.gate for f in findings} | {f"{f.gate}@{f.size_bytes}" for f in findings} | {"pair_gbytes_per_s"}
+    is_whole = all(outcome.state not in NOT_RUN for outcome in evidence.outcomes.values())
+    return [
+        Finding(
+            stage="inventory", gate=f"limit {name}", status=Status.FAIL if is_whole else Status.SKIP, layer="limit",
+            detail="no gate of this name and size was measured", action="name it as in the report; see collectives.size_factor",
+        )
+        for name in sorted(wanted - met)
+    ]  # fmt: skip
 
 
 def _left_behind(evidence: Evidence, stage: str) -> list[str]:

@@ -110,7 +110,8 @@ def _curves(report: Report) -> str:
     sizes = sorted({size for points in curves.values() for size, _ in points})
     across = len(report.nodes) > 1
     fabric = fabric_of(report.cluster_fabric if across else report.node_fabric)
-    reference = [(s, v) for s in sizes if fabric is not None and (v := fabric.all_reduce_gbytes_per_s(s)) is not None]
+    at = sorted({*sizes, *(size for size, _ in fabric.curve if size <= sizes[-1])}) if fabric else []
+    reference = [(s, v) for s in at if fabric is not None and (v := fabric.all_reduce_gbytes_per_s(s)) is not None]
     floor = [
         (f.size_bytes, f.limit)
         for f in report.findings

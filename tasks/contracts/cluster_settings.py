@@ -46,7 +46,7 @@ class CollectiveProbeSettings(Settings):
     """Smallest message (1 KiB = 1024 bytes)."""
     max_mib: float = Field(default=8192, gt=0)
     """Largest message (1 MiB = 1024 KiB)."""
-    size_factor: int = Field(default=8, ge=2, le=1024)
+    size_factor: int = Field(default=4, ge=2, le=1024)
     """Each size is this many times the one before."""
     num_repeats: int = Field(default=20, ge=3)
     """Timed repetitions of each collective at each size."""

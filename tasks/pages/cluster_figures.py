@@ -10,6 +10,7 @@ from tasks.pages.figures import FINETUNED, INK, ORIGINAL, _svg
 
 COLOURS = (FINETUNED, "#d98c2b", "#3aa37a", "#9a63c9", "#d0517a", ORIGINAL)
 Curve = Sequence[tuple[int, float]]
+MAX_TICKS = 8
 UNITS = ("B", "KiB", "MiB", "GiB")
 
 
@@ -19,12 +20,25 @@ def bandwidth_by_size(curves: Mapping[str, Curve], reference: Curve, floor: Curv
     axes = figure.subplots()
     for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
         axes.plot(*zip(*curve, strict=True), color=colour, linewidth=2, marker="o", markersize=4, label=name)
-    for points, style, label in ((reference, "--", f"reference: {title}"), (floor, ":", "floor")):
-        if points:
-            axes.plot(*zip(*points, strict=True), color=INK, linestyle=style, linewidth=1.4, alpha=0.7, label=label)
+    if reference:
+        axes.plot(
+            *zip(*reference, strict=True),
+            color=INK,
+            linestyle="--",
+            linewidth=1.4,
+            alpha=0.7,
+            label=f"reference: {title}",
+        )
+    if floor:
+        axes.plot(
+            *zip(*floor, strict=True), color=INK, linestyle="none", marker="_", markersize=14, label="floor of a gate"
+        )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_label(value)))
+    sizes = sorted({size for curve in curves.values() for size, _ in curve})
+    ticks = sizes[:: -(-len(sizes) // MAX_TICKS)]
+    axes.set_xticks(ticks, [size_label(size) for size in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("message")
@@ -41,13 +55,14 @@ def pair_matrix(places: Sequence[str], speeds: Mapping[tuple[str, str], float]) 
     side = min(8.4, 1.9 + 0.46 * len(places))
     figure = Figure(figsize=(min(8.4, side + 1.6), side), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(values, cmap="viridis", vmin=0)
+    # Above the grid that every figure of ours has.
+    image = axes.imshow(values, cmap="viridis", vmin=0, zorder=3)
     if len(places) <= 16:
         top = float(np.nanmax(values)) if np.isfinite(values).any() else 1.0
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
                 ink = "#ffffff" if value < 0.6 * top else "#10141b"
-                axes.text(column, row, f"{value:.3g}", ha="center", va="center", fontsize=8, color=ink)
+                axes.text(column, row, f"{value:.3g}", ha="center", va="center", fontsize=8, color=ink, zorder=4)
     step = max(1, len(places) // 16)
     ticks = list(range(0, len(places), step))
     axes.set_xticks(ticks, [places[i] for i in ticks], rotation=45, ha="right")

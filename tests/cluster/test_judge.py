@@ -4,6 +4,8 @@ import pytest
 
 from tasks.cluster.judge import references_of, status_of, suspects_of
 from tasks.contracts.cluster_report import Problem, StageOutcome, Status
+from tasks.contracts.cluster_settings import ClusterCheck
+from tasks.contracts.deployments import deployment_values
 from tests.cluster.clusters import GPU, Cluster
 
 
@@ -59,6 +61,26 @@ def test_a_fleet_that_is_slow_as_a_whole_misses_the_floor():
     finding = cluster.bad()["devices/matrix_product_bfloat16_tflops_per_s"]
     assert (finding.layer, len(finding.culprits)) == ("floor", 16)
     assert finding.limit == pytest.approx(0.85 * 745)
+
+
+def test_a_limit_that_no_measurement_can_miss_is_itself_a_failure():
+    cluster = Cluster(thresholds={"overrides": {"all_reduce_busbw_gbytes_per_s@1000000": 1, "no_such_gate": 2}})
+    assert sorted(cluster.bad()) == [
+        "inventory/limit all_reduce_busbw_gbytes_per_s@1000000",
+        "inventory/limit no_such_gate",
+    ]
+    # The sizes of this cluster's settings are not those that the reference's limits are for.
+    assert (
+        "inventory/limit all_reduce_busbw_gbytes_per_s@1073741824" in Cluster(thresholds={"profile": "reference"}).bad()
+    )
+
+
+def test_the_deployments_measure_what_their_limits_are_for():
+    for name in ("demo", "nightly", "acceptance"):
+        check = ClusterCheck(**deployment_values(name, "cluster-check", "check"))
+        assert check.stages[0] == "inventory"
+        if check.thresholds.profile == "reference":
+            assert 1 << 30 in check.collectives.sizes_bytes()
 
 
 def test_an_override_takes_the_place_of_the_floor_at_its_size_alone():
