@@ -55,16 +55,16 @@ class Sampler:
         read: one sample; None: there is no GPU, and nothing is sampled.
     """
 
-    def __init__(self, read: Callable[[], Sample] | None) -> None:
-        self._read = read
+    def __init__(self, read: Callable[[], Sample] | None, every_s: float = READ_S) -> None:
+        self._read, self._every_s = read, every_s
         self._samples: list[Sample] = []
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
     @classmethod
-    def of(cls, process: int | None) -> "Sampler":
+    def of(cls, process: int | None, every_s: float = READ_S) -> "Sampler":
         """Of this node's GPU number ``process`` among those that are ours; None: of nothing."""
-        return cls(None if process is None else _reader(process))
+        return cls(None if process is None else _reader(process), every_s)
 
     def __enter__(self) -> "Sampler":
         if self._read is not None:
@@ -79,6 +79,11 @@ class Sampler:
         if self._thread is not None:
             self._thread.join()
 
+    def take(self) -> list[Sample]:
+        """The samples since this was last asked."""
+        taken, self._samples = self._samples, []
+        return taken
+
     def figures(self) -> dict[str, float]:
         """See :func:`summary`."""
         return summary(self._samples)[0]
@@ -90,7 +95,7 @@ class Sampler:
 
     def _sample(self) -> None:
         assert self._read is not None
-        while not self._done.wait(READ_S):
+        while not self._done.wait(self._every_s):
             self._samples.append(self._read())
 
 
@@ -108,6 +113,8 @@ def _reader(process: int) -> Callable[[], Sample]:
             "sm_clock_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
             "power_watts": pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
             "temperature_celsius": pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+            "use_percent": pynvml.nvmlDeviceGetUtilizationRates(handle).gpu,
+            "memory_gbytes": pynvml.nvmlDeviceGetMemoryInfo(handle).used / 1e9,
             "throttle_bits": pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle),
         }
 

@@ -27,6 +27,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import SFTTrainer
 
 from tasks.contracts.files import read_json
+from tasks.hardware.telemetry import Sampler
 from tasks.training.adapter import trained_weights
 from tasks.training.checkpoint_writer import CheckpointWriter
 from tasks.training.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS, OPTIMIZER, STATE, TRAINER_STATE, Snapshot
@@ -47,6 +48,7 @@ class Elastic(SFTTrainer):
     Args:
         lengths: tokens of each row, by its number.
         reports: gets what the ranks tell of each step.
+        gpu: samples this rank's GPU.
 
     Attributes:
         is_preempted: training ended because a rank was told to go.
@@ -63,12 +65,13 @@ class Elastic(SFTTrainer):
         say: Callable[[str], None],
         lengths: Sequence[int],
         reports: RankReports,
+        gpu: Sampler,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._lengths = lengths
         self._reports = reports
-        self._clock = RankClock(is_first_of_node=self.args.local_process_index == 0)
+        self._clock = RankClock(local_rank=self.args.local_process_index, gpu=gpu)
         self.ranks, self.watchdog, self.stop, self.say = ranks, watchdog, stop, say
         self.is_preempted = False
         self.writer: CheckpointWriter | None = None

@@ -4,6 +4,7 @@ The figures are whole numbers and ride in the gathering that the ranks hold at e
 knowing costs no collective of its own.
 """
 
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -11,6 +12,8 @@ from typing import Any
 
 import psutil
 import torch
+
+from tasks.hardware.telemetry import Sample, Sampler
 
 SLOW = 1.1
 """A rank whose own work takes so many times the median's is named in the log."""
@@ -26,6 +29,7 @@ class RankReport:
         wait_us: for rows.
         network_kbytes: what its node sent and received since the step before; of the node's first rank only.
         storage_kbytes: what this process read from and wrote to storage.
+        gpu_use_percent, gpu_memory_mbytes, gpu_power_watts, gpu_temperature_celsius: means over the last second or so.
     """
 
     signal: int
@@ -33,6 +37,10 @@ class RankReport:
     wait_us: int
     network_kbytes: int
     storage_kbytes: int
+    gpu_use_percent: int = 0
+    gpu_memory_mbytes: int = 0
+    gpu_power_watts: int = 0
+    gpu_temperature_celsius: int = 0
 
     @classmethod
     def read(cls, numbers: Sequence[int]) -> tuple["RankReport", list[int]]:
@@ -48,9 +56,10 @@ class RankReport:
 class RankClock:
     """Times this rank's own part of a step, on the device that does it."""
 
-    def __init__(self, *, is_first_of_node: bool) -> None:
-        self._is_first = is_first_of_node
+    def __init__(self, *, local_rank: int, gpu: Sampler) -> None:
+        self._is_first = local_rank == 0
         self._is_gpu = torch.cuda.is_available()
+        self._gpu, self._gpu_figures = gpu, (0, 0, 0, 0)
         self._marks: list[Any] = []
         self._work_us = self._wait_us = 0
         self._process = psutil.Process()
@@ -87,7 +96,14 @@ class RankClock:
                 self._work_us = round(first.elapsed_time(last) * 1e3)
         before, self._moved = self._moved, self._counters()
         network, storage = ((now - then) // 1000 for now, then in zip(self._moved, before, strict=True))
-        return RankReport(signal, self._work_us, self._wait_us, max(0, network), max(0, storage))
+        if samples := self._gpu.take():
+            self._gpu_figures = (
+                _mean(samples, "use_percent"),
+                _mean(samples, "memory_gbytes", 1000),
+                _mean(samples, "power_watts"),
+                _mean(samples, "temperature_celsius"),
+            )
+        return RankReport(signal, self._work_us, self._wait_us, max(0, network), max(0, storage), *self._gpu_figures)
 
     def _mark(self) -> Any:
         if not self._is_gpu:
@@ -100,6 +116,10 @@ class RankClock:
         moved = psutil.net_io_counters() if self._is_first else None
         used = self._process.io_counters()
         return (moved.bytes_sent + moved.bytes_recv if moved else 0), used.read_bytes + used.write_bytes
+
+
+def _mean(samples: Sequence[Sample], name: str, scale: float = 1) -> int:
+    return round(scale * sum(sample[name] for sample in samples) / len(samples))
 
 
 class RankReports:
@@ -138,6 +158,7 @@ class RankReports:
             "train/network_mbytes_per_s": sum(r.network_kbytes for rank in ranks for r in rank) / 1e3 / seconds,
             "train/storage_mbytes_per_s": sum(r.storage_kbytes for rank in ranks for r in rank) / 1e3 / seconds,
         }
+        metrics |= _of_gpus(ranks)
         if not median or len(ranks) == 1:
             return metrics, ""
         metrics |= {"train/slowest_rank": slowest, "train/slowest_rank_work_ratio": work[slowest] / median}
@@ -145,3 +166,20 @@ class RankReports:
         if work[slowest] < SLOW * median:
             return metrics, ""
         return metrics, f"rank {slowest} is slow: its own work takes {work[slowest] / median:.2f} times the others'"
+
+
+def _of_gpus(ranks: Sequence[Sequence[RankReport]]) -> dict[str, float]:
+    """Of each GPU and of all: what is bounded (memory, temperature) by the highest, the rest by the mean."""
+    if not any(report.gpu_memory_mbytes for rank in ranks for report in rank):
+        return {}
+    metrics: dict[str, float] = {}
+    for name, field, scale, of_all in (
+        ("gpu_use_percent", "gpu_use_percent", 1, statistics.mean),
+        ("gpu_memory_gbytes", "gpu_memory_mbytes", 1e-3, max),
+        ("gpu_power_watts", "gpu_power_watts", 1, statistics.mean),
+        ("gpu_temperature_celsius", "gpu_temperature_celsius", 1, max),
+    ):
+        means = [scale * statistics.mean(getattr(report, field) for report in rank) for rank in ranks]
+        metrics |= {f"rank/{number:03d}/{name}": mean for number, mean in enumerate(means)}
+        metrics[f"train/{name}"] = of_all(means)
+    return metrics

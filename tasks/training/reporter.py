@@ -12,6 +12,7 @@ from tasks.training.plan import TrainingPlan
 from tasks.training.rank_report import RankReports
 
 LOSS, SPEED, STEP = "train/loss", "train/tokens_per_s_per_gpu", "train/step_seconds"
+WORK, MFU = "train/useful_tflops_per_s_per_gpu", "train/mfu"
 FAILED_CHECKPOINTS = "train/failed_checkpoints"
 NAMES = {"loss": LOSS, "learning_rate": "train/learning_rate", "grad_norm": "train/grad_norm"}
 
@@ -31,6 +32,10 @@ class Reporter(TrainerCallback):
     Args:
         reports: what the ranks tell of themselves.
         failed_checkpoints: grows while training runs; how many are told with every point once there are any.
+
+    Attributes:
+        flops_per_token: useful operations of a token; 0: not known.
+        peak_flops: floating-point operations a second that products reach on the chip, for MFU; 0: not known.
     """
 
     def __init__(
@@ -40,6 +45,7 @@ class Reporter(TrainerCallback):
         self._plan = plan
         self._reports = reports
         self._failed_checkpoints = failed_checkpoints
+        self.flops_per_token, self.peak_flops = 0.0, 0.0
         self._last = (0.0, 0, 0)
 
     def on_train_begin(
@@ -70,13 +76,19 @@ class Reporter(TrainerCallback):
         epoch = state.global_step / self._plan.steps_per_epoch
         of_ranks, words = self._reports.take()
         metrics |= {SPEED: speed, STEP: seconds / new_steps, "train/epoch": epoch, **of_ranks}
+        if self.flops_per_token:
+            metrics[WORK] = speed * self.flops_per_token / 1e12
+        if self.peak_flops:
+            metrics[MFU] = speed * self.flops_per_token / self.peak_flops
         if self._failed_checkpoints:
             metrics[FAILED_CHECKPOINTS] = len(self._failed_checkpoints)
         self._write(lambda: self._attempt.log_metrics(state.global_step, metrics))
         left = (state.max_steps - state.global_step) * seconds / new_steps
         say(
             f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}  "
-            f"lr {logs.get('learning_rate', 0):.2e}  {speed:.0f} tokens/s/rank  about {left:.0f} s left"
+            f"lr {logs.get('learning_rate', 0):.2e}  {speed:.0f} tokens/s/rank  "
+            + (f"MFU {metrics[MFU]:.0%}  " if MFU in metrics else "")
+            + f"about {left:.0f} s left"
             + (f"  {words}" if words else "")
         )
 

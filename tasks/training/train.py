@@ -1,5 +1,6 @@
 """LoRA supervised fine-tuning with TRL and PEFT: what every rank does, from token files to a saved adapter."""
 
+import os
 import statistics
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -11,7 +12,9 @@ import torch
 from tasks.contracts.attempt import Attempt, read_points
 from tasks.contracts.job import LEFT_EXIT_CODE
 from tasks.contracts.settings import ModelSettings, TrainingSettings
-from tasks.models.load import device
+from tasks.hardware.reference import chip_of
+from tasks.hardware.telemetry import Sampler
+from tasks.models.load import Resolved, device
 from tasks.models.materialise import materialise, weights_digest
 from tasks.training.adapter import save_adapter
 from tasks.training.build import build_trainer, precision_of
@@ -26,11 +29,12 @@ from tasks.training.packed_trainer import PackedTrainer
 from tasks.training.plan import TrainingPlan, plan_training
 from tasks.training.rank_report import RankReports
 from tasks.training.ranks import START_LIMIT_S, Ranks
-from tasks.training.reporter import LOSS, SPEED, Reporter, say
+from tasks.training.reporter import LOSS, MFU, SPEED, Reporter, say
 from tasks.training.rows import load_rows, num_tokens
 from tasks.training.sharded_trainer import ShardedTrainer, held_parameters
 from tasks.training.start import agree_on_checkpoint, binding_of, check_inputs, on_rank_0
 from tasks.training.stop_request import StopRequest
+from tasks.training.useful_work import flops_per_token
 from tasks.training.watchdog import Watchdog
 
 SHARE_OF_FINAL_LOSS = 10
@@ -98,6 +102,8 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
     )
     watchdog = Watchdog(ranks, limit_s, say=say)
     reports = RankReports()
+    reporter = Reporter(attempt, plan, reports, writer.failures if writer else [])
+    gpu = gpu_sampler()
     trainer = build_trainer(
         settings,
         plan,
@@ -106,16 +112,19 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
         rows.select_columns(["input_ids", "labels"]).add_column(ROW, list(range(len(rows)))).select(order),
         max(lengths),
         output,
-        callbacks=[Reporter(attempt, plan, reports, writer.failures if writer else [])],
+        callbacks=[reporter],
         ranks=ranks,
         watchdog=watchdog,
         stop=stop,
         say=say,
         lengths=lengths,
         reports=reports,
+        gpu=gpu,
     )
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     held = held_parameters(trainer.model)
+    reporter.flops_per_token = flops_per_token(trainer.model, lengths)
+    reporter.peak_flops = peak_flops(precision_of(settings))
     if writer is not None and ledger is not None:
         trainer.record_to(writer, ledger)
         if reduction is not None:
@@ -131,7 +140,8 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
             + (f"; going on from {folder_of(checkpoints, resumed).name}" if resumed is not None else "")
         )
     ranks.barrier("after loading the model", START_LIMIT_S)
-    _run(attempt, trainer, plan, watchdog, None if resumed is None else folder_of(checkpoints, resumed), output)
+    with gpu:
+        _run(attempt, trainer, plan, watchdog, None if resumed is None else folder_of(checkpoints, resumed), output)
     if writer is not None:
         writer.join()
     # Nobody leaves before the last checkpoint is whole: the end of one rank is the end of all on its node.
@@ -155,6 +165,7 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
         "adapter": str(output / "adapter"),
         "base_weights_sha256": base_digest,
         "final_loss": statistics.mean(last),
+        **({"mfu": statistics.median(of_chip)} if (of_chip := [p[MFU] for p in points if MFU in p]) else {}),
         "tokens_per_s_per_gpu": statistics.median(point[SPEED] for point in points),
         "total_steps": plan.total_steps,
         "world_size": ranks.world_size,
@@ -195,6 +206,23 @@ def _check_original(model_folder: Path, digest_before: str) -> None:
     if digest_after != digest_before:
         raise RuntimeError(f"the original model in {model_folder} changed during training: {digest_before} became "
                            f"{digest_after}; its results cannot be compared")  # fmt: skip
+
+
+def gpu_sampler() -> Sampler:
+    """Samples this rank's GPU once a second, where there is one and the driver tells; training does not depend on it."""
+    import pynvml
+
+    try:
+        return Sampler.of(int(os.environ["LOCAL_RANK"]) if device().type == "cuda" else None, every_s=1.0)
+    except (pynvml.NVMLError, IndexError) as error:
+        say(f"GPU use, memory, power and temperature are not recorded: the driver does not tell ({error})")
+        return Sampler(None)
+
+
+def peak_flops(precision: Resolved) -> float:
+    """What products reach on this rank's chip (``tasks/hardware/reference.yaml``), in operations a second; 0: not known."""
+    chip = chip_of(torch.cuda.get_device_name()) if device().type == "cuda" else None
+    return 0.0 if chip is None else chip.figures.get(f"matrix_product_{precision}_tflops_per_s", 0.0) * 1e12
 
 
 def peak_memory_gbytes() -> float:

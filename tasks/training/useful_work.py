@@ -28,19 +28,22 @@ def flops_per_token(model: nn.Module, lengths: Sequence[int]) -> float:
     first = min(trained, default=0)
     per_token = 0.0
     for name, part in model.named_modules():
-        if not isinstance(part, nn.Linear):
+        # The head is counted by its size: where the loss multiplies with it, the model has none of its own.
+        if not isinstance(part, nn.Linear) or name.rpartition(".")[2] == "lm_head":
             continue
         layer = LAYER.search(name)
         factor = 6 if part.weight.requires_grad else 2 if layer and int(layer[1]) < first else 4
         per_token += factor * part.in_features * part.out_features
     config = _config(model)
+    per_token += 4 * config.vocab_size * config.hidden_size
     width: int = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
     # A token of a conversation of T tokens looks back at T / 2 on average, and long ones hold more tokens.
     mean_length: float = sum(length * length for length in lengths) / sum(lengths)
     of_layers: float = config.num_hidden_layers - first + first / 3
-    return per_token + 6 * mean_length * width * of_layers
+    total: float = per_token + 6 * mean_length * width * of_layers
+    return total
 
 
 def _config(model: nn.Module) -> Any:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tasks.training.rank_report import RankReport, RankReports
+from tasks.hardware.telemetry import Sampler
+from tasks.training.rank_report import RankClock, RankReport, RankReports
 from tests.training import toy
 from tests.training.toy_ranks import ToyJob
 
@@ -36,6 +37,35 @@ def test_equal_ranks_are_not_spoken_of_and_a_window_is_told_once():
     assert reports.take() == ({}, "")
 
 
+def test_memory_is_the_fullest_gpus_and_use_the_mean_of_all():
+    reports = RankReports()
+    hot = {"gpu_use_percent": 90, "gpu_memory_mbytes": 70_000, "gpu_power_watts": 600, "gpu_temperature_celsius": 70}
+    cool = {"gpu_use_percent": 70, "gpu_memory_mbytes": 60_000, "gpu_power_watts": 500, "gpu_temperature_celsius": 60}
+    reports.add([report(2000, **hot), report(2000, **cool)])
+    metrics, _ = reports.take()
+    assert (metrics["train/gpu_use_percent"], metrics["train/gpu_memory_gbytes"]) == (80, 70)
+    assert (metrics["train/gpu_power_watts"], metrics["train/gpu_temperature_celsius"]) == (550, 70)
+    assert metrics["rank/001/gpu_memory_gbytes"] == 60
+
+
+def test_without_a_gpu_there_are_no_figures_of_one():
+    reports = RankReports()
+    reports.add([report(2000), report(2000)])
+    assert not [name for name in reports.take()[0] if "gpu" in name]
+
+
+def test_the_samples_of_a_gpu_are_sent_once_and_the_last_ones_stand_until_there_are_new_ones():
+    gpu = Sampler(None)
+    clock = RankClock(local_rank=0, gpu=gpu)
+    taken = [
+        {"use_percent": use, "memory_gbytes": 61.5, "power_watts": 500, "temperature_celsius": 55} for use in (80, 100)
+    ]
+    gpu.take = lambda: [taken.pop(), taken.pop()] if taken else []
+    first, second = clock.report(0), clock.report(0)
+    assert (first.gpu_use_percent, first.gpu_memory_mbytes) == (90, 61_500)
+    assert second.gpu_use_percent == 90
+
+
 @pytest.mark.integration
 def test_a_slow_rank_is_named_in_the_log_and_the_metrics(tmp_path):
     toy.make_model(tmp_path / "model")
@@ -51,4 +81,6 @@ def test_a_slow_rank_is_named_in_the_log_and_the_metrics(tmp_path):
     assert last["train/slowest_rank"] == 1
     assert last["train/slowest_rank_work_ratio"] > 2
     assert last["train/step_seconds"] > 0.4
+    assert last["train/useful_tflops_per_s_per_gpu"] > 0
+    assert "train/mfu" not in last
     assert last["train/checkpoint_held_seconds"] > 0
