@@ -119,7 +119,9 @@ def build_trainer(
         model.set_attn_implementation(PACKED)
     elif is_cpu and longest_tokens <= EAGER_ATTENTION_TOKENS:
         model.set_attn_implementation("eager")
-    kind = _Zero3 if is_zero3 else _Sharded if is_sharded else _OnCpu if is_cpu else _OnGpu if is_packed else _OnGpuExactly
+    kind = (
+        _Zero3 if is_zero3 else _Sharded if is_sharded else _OnCpu if is_cpu else _OnGpu if is_packed else _OnGpuExactly
+    )
     trainer = kind(
         model=model,
         args=config,

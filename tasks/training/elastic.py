@@ -213,7 +213,14 @@ class Elastic(SFTTrainer):
         state = read_json(Path(checkpoint) / STATE)
         self._restored = state
         self._saved_step = state["step"]
-        self.lr_scheduler.load_state_dict(state["scheduler"])
+        # One entry for each group of parameters, all alike; DeepSpeed leaves out the groups that are empty.
+        num_groups = len(self.optimizer.param_groups)
+        self.lr_scheduler.load_state_dict(
+            {
+                name: value[:1] * num_groups if isinstance(value, list) else value
+                for name, value in state["scheduler"].items()
+            }
+        )
         self._load_moments(load_file(Path(checkpoint) / OPTIMIZER))
         for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate

@@ -23,7 +23,7 @@ from torch import nn
 
 from tasks.training.adapter import trained_weights
 from tasks.training.checkpoints import ADAPTER_WEIGHTS
-from tasks.training.elastic import Elastic
+from tasks.training.elastic import Elastic, state_of
 
 DEEPSPEED_CONFIG: Mapping[str, Any] = {
     # `auto` is filled in by transformers, from its own arguments or the size of the model's layers.

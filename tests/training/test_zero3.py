@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from tasks.training.zero3_trainer import is_installed, part_of
 from tests.training import toy
@@ -44,6 +46,11 @@ def toy_job(home, tmp_path):
     )
 
 
+def loaded_by_peft(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))
+    return {name.replace(".default.", "."): p for name, p in model.named_parameters() if "lora_" in name}
+
+
 def test_a_part_that_the_ranks_do_not_divide_is_filled_up():
     whole = torch.arange(10.0).reshape(2, 5)
     parts = [part_of(whole, 4, rank) for rank in range(3)]
@@ -63,28 +70,20 @@ def test_parts_change_what_a_rank_holds_and_nothing_that_is_learnt(home, toy_job
     ours, theirs = (load_file(j.output / "adapter" / "adapter_model.safetensors") for j in (job, whole))
     layout = {name: (tensor.shape, tensor.dtype) for name, tensor in theirs.items()}
     assert {name: (tensor.shape, tensor.dtype) for name, tensor in ours.items()} == layout
+    loaded = loaded_by_peft(home / "model", job.output / "adapter")
+    assert loaded.keys() == ours.keys()
+    assert all(torch.equal(loaded[name], tensor) and tensor.any() for name, tensor in ours.items())
     newest = job.output / "checkpoints" / (job.output / "checkpoints" / "LATEST").read_text().strip()
     theirs = load_file(whole.output / "checkpoints" / newest.name / "optimizer.safetensors")
     ours = load_file(newest / "optimizer.safetensors")
     assert {name: tensor.shape for name, tensor in ours.items()} == {n: t.shape for n, t in theirs.items()}
-    assert {path.suffix for path in job.output.rglob("*") if path.is_file()} <= {".json", ".jsonl", ".safetensors", ".md", ""}
-
-
-@needs_deepspeed
-@pytest.mark.integration
-def test_plain_peft_loads_what_was_trained_in_parts(home, toy_job):
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    job = toy_job(strategy="zero3", num_epochs=1)
-    attempt = job.start(2)
-    assert attempt.wait(LIMIT_S) == [0, 0], attempt.output()
-    adapter = job.output / "adapter"
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(home / "model"), str(adapter))
-    saved = load_file(adapter / "adapter_model.safetensors")
-    loaded = {name.replace(".default.", "."): p for name, p in model.named_parameters() if "lora_" in name}
-    assert loaded.keys() == saved.keys()
-    assert all(torch.equal(loaded[name], tensor) and tensor.any() for name, tensor in saved.items())
+    assert {path.suffix for path in job.output.rglob("*") if path.is_file()} <= {
+        ".json",
+        ".jsonl",
+        ".safetensors",
+        ".md",
+        "",
+    }
 
 
 @needs_deepspeed
