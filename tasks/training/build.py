@@ -83,8 +83,7 @@ def build_trainer(
         gradient_checkpointing=settings.gradient_checkpointing,
         average_tokens_across_devices=True,
         bf16=precision != "float32",
-        # accelerate would take it for "without DeepSpeed".
-        use_cpu=is_cpu and not is_zero3,
+        use_cpu=is_cpu,
         seed=settings.seed,
         # The rows come in the order of their steps, all epochs after one another.
         train_sampling_strategy="sequential",
@@ -102,7 +101,6 @@ def build_trainer(
         # 32 made a step 8 % faster and took 0.6 GB less per rank than the conversations' own lengths.
         pad_to_multiple_of=32 if is_cpu else None,
         padding_free=is_packed,
-        dataloader_pin_memory=not is_cpu,
         dataloader_drop_last=True,
         ddp_find_unused_parameters=False,
         ddp_timeout=int(max(2 * settings.collective_timeout_minutes * 60, START_LIMIT_S)),

@@ -32,6 +32,9 @@ DEEPSPEED_CONFIG: Mapping[str, Any] = {
     "gradient_accumulation_steps": "auto",
     "gradient_clipping": "auto",
     "bf16": {"enabled": "auto"},
+    # Gradients are summed in float32, over micro-batches and over ranks, whatever they were computed in.
+    "data_types": {"grad_accum_dtype": "fp32"},
+    "communication_data_type": "fp32",
     "zero_optimization": {
         "stage": 3,
         "reduce_bucket_size": "auto",

@@ -8,8 +8,8 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
+from tasks.models.load import load_model
 from tasks.training.zero3_trainer import is_installed, part_of
 from tests.training import toy
 from tests.training.test_resume import assert_same_training
@@ -47,7 +47,7 @@ def toy_job(home, tmp_path):
 
 
 def loaded_by_peft(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))
+    model = PeftModel.from_pretrained(load_model(base, "float32"), str(adapter))
     return {name.replace(".default.", "."): p for name, p in model.named_parameters() if "lora_" in name}
 
 
@@ -105,3 +105,23 @@ def test_a_run_goes_on_from_parts_to_whole_to_parts_that_the_ranks_do_not_divide
     attempt = job.start(3)
     assert attempt.wait(LIMIT_S) == [0, 0, 0], attempt.output()
     assert_same_training(job, whole)
+
+
+@needs_deepspeed
+@pytest.mark.integration
+def test_a_bfloat16_adapter_goes_on_from_its_float32_weights_to_the_last_bit(home, tmp_path):
+    adapters = []
+    for name, fault in (("unbroken", None), ("broken", {"rank": 1, "forward": 20, "number": int(signal.SIGTERM)})):
+        root = tmp_path / name
+        changes = SETTINGS | {"strategy": "zero3", "precision": "bfloat16"}
+        job = ToyJob(root, toy.arguments(root, home / "model", home / "dataset", **changes))
+        if fault is not None:
+            attempt = job.start(2, signal=fault)
+            assert attempt.wait(LIMIT_S) == [75, 75], attempt.output()
+        attempt = job.start(2)
+        assert attempt.wait(LIMIT_S) == [0, 0], attempt.output()
+        adapters.append(load_file(job.output / "adapter" / "adapter_model.safetensors"))
+    unbroken, resumed = adapters
+    assert {tensor.dtype for tensor in unbroken.values()} == {torch.float32}
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in unbroken.values())
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in unbroken.items())
