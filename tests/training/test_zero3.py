@@ -18,7 +18,7 @@ from tests.training.toy_ranks import ToyJob
 needs_deepspeed = pytest.mark.skipif(not is_installed(), reason="DeepSpeed is not installed (the extra zero3)")
 
 # Two and three ranks divide it, and three do not divide the adapter's matrices.
-SETTINGS = {"global_batch_size": 6, "num_epochs": 3}
+SETTINGS = {"global_batch_size": 6, "num_epochs": 3, "lora": {"dropout": 0.1}}
 LIMIT_S = 240
 
 
