@@ -198,9 +198,10 @@ class LoraSettings(Settings):
 class TrainingSettings(Settings):
     """How the adapter is trained."""
 
-    strategy: Literal["ddp", "fsdp"] = "ddp"
+    strategy: Literal["ddp", "fsdp", "zero3"] = "ddp"
     """`ddp`: every GPU holds the whole model; the fastest for what fits. `fsdp`: the frozen base is sharded over all GPUs
-    (FSDP2), the adapter is whole on each. Both train the same adapter, and a run may go on with the other."""
+    (FSDP2), the adapter is whole on each. `zero3`: base, adapter and AdamW's moments are all sharded (DeepSpeed, the extra
+    `zero3`). All train the same adapter, and a run may go on with another."""
     num_epochs: int = Field(default=1, ge=1)
     """Passes over the training rows."""
     max_steps_per_epoch: int | None = Field(default=None, ge=1)
@@ -245,8 +246,10 @@ class TrainingSettings(Settings):
 
     @model_validator(mode="after")
     def _shardable(self) -> Self:
-        if self.strategy == "fsdp" and self.precision == "mixed":
-            raise ValueError("strategy=fsdp cannot shard precision=mixed; use precision=float32, bfloat16 or auto")
+        if self.strategy != "ddp" and self.precision == "mixed":
+            raise ValueError(
+                f"strategy={self.strategy} cannot shard precision=mixed; use precision=float32, bfloat16 or auto"
+            )
         return self
 
 

@@ -109,12 +109,13 @@ def _reader(process: int) -> Callable[[], Sample]:
     handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
 
     def read() -> Sample:
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
         return {
             "sm_clock_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
             "power_watts": pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
             "temperature_celsius": pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
             "use_percent": pynvml.nvmlDeviceGetUtilizationRates(handle).gpu,
-            "memory_gbytes": pynvml.nvmlDeviceGetMemoryInfo(handle).used / 1e9,
+            "memory_share": memory.used / memory.total,
             "throttle_bits": pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle),
         }
 

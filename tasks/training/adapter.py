@@ -1,6 +1,7 @@
 """The LoRA adapter: which layers get one, and how it is written when it is done."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -58,11 +59,15 @@ def trained_weights(model: PeftModel) -> dict[str, torch.Tensor]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def save_adapter(model: PeftModel, final: Path, base_digest: str) -> None:
-    """Write the adapter as safetensors with the digest of its base, whole or not at all."""
+def save_adapter(model: PeftModel, weights: Mapping[str, torch.Tensor], final: Path, base_digest: str) -> None:
+    """Write the adapter as safetensors with the digest of its base, whole or not at all.
+
+    Args:
+        weights: whole, by their names in the model, of which this rank may hold parts.
+    """
     temporary = final.with_name(".adapter.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(final, ignore_errors=True)
-    model.save_pretrained(temporary, safe_serialization=True, state_dict=trained_weights(model))
+    model.save_pretrained(temporary, safe_serialization=True, state_dict=dict(weights))
     write_json(temporary / "manifest.json", {"base_weights_sha256": base_digest})
     publish_folder(temporary, final)

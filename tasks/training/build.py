@@ -18,6 +18,7 @@ from tasks.training.packed_trainer import PackedTrainer
 from tasks.training.plan import TrainingPlan
 from tasks.training.ranks import START_LIMIT_S
 from tasks.training.sharded_trainer import ShardedTrainer
+from tasks.training.zero3_trainer import Zero3Trainer, join_deepspeed
 
 EAGER_ATTENTION_TOKENS = 512
 """Up to this length plain products are the faster attention on a CPU (a tenth of a step at 160 tokens); beyond it their
@@ -38,6 +39,10 @@ class _OnCpu(Elastic, AnswerOnlyTrainer):
 
 class _Sharded(Elastic, ShardedTrainer):
     """The base in shards, on whatever device."""
+
+
+class _Zero3(Zero3Trainer, AnswerOnlyTrainer):
+    """Everything in shards, on whatever device."""
 
 
 def build_trainer(
@@ -63,7 +68,7 @@ def build_trainer(
     is_packed = not is_cpu and precision == "bfloat16"
     # One rank alone has nothing to share.
     is_sharded = settings.strategy == "fsdp" and plan.world_size > 1
-    model = load_model(model_folder, precision, num_shards=plan.world_size if is_sharded else 1)
+    is_zero3 = settings.strategy == "zero3" and plan.world_size > 1
     config = SFTConfig(
         output_dir=str(output),
         max_steps=plan.total_steps,
@@ -105,13 +110,18 @@ def build_trainer(
         # Of the base in shards transformers could save nothing else; our checkpoints do not go through it.
         save_only_model=is_sharded,
         disable_tqdm=True,
+        **(join_deepspeed() if is_zero3 else {}),
     )
+    # After DeepSpeed's configuration, by which transformers loads the weights in parts.
+    model = load_model(model_folder, precision, num_shards=plan.world_size if is_sharded else 1)
     if is_packed:
         register()
         model.set_attn_implementation(PACKED)
     elif is_cpu and longest_tokens <= EAGER_ATTENTION_TOKENS:
         model.set_attn_implementation("eager")
-    kind = _Sharded if is_sharded else _OnCpu if is_cpu else _OnGpu if is_packed else _OnGpuExactly
+    kind = (
+        _Zero3 if is_zero3 else _Sharded if is_sharded else _OnCpu if is_cpu else _OnGpu if is_packed else _OnGpuExactly
+    )
     trainer = kind(
         model=model,
         args=config,

@@ -170,6 +170,7 @@ class Elastic(SFTTrainer):
         self.watchdog.at(f"step {step}, copying the checkpoint off")
         self._losses.finish()
         since_logged = self.ranks.mean(float(self._tr_loss))
+        weights, moments = self.weights(), self._moments()
         if self.writer is None:
             return
         points = [p["loss"] for p in self.state.log_history if "loss" in p and p["step"] > self._saved_step]
@@ -183,8 +184,8 @@ class Elastic(SFTTrainer):
         }
         snapshot = Snapshot(
             step=step,
-            adapter={name: _off(tensor) for name, tensor in self._adapter().items()},
-            optimizer=dict(self._moments()),
+            adapter={name: _off(tensor) for name, tensor in self._adapter(weights).items()},
+            optimizer={name: _off(tensor) for name, tensor in moments.items()},
             texts={
                 STATE: json.dumps(state, indent=2, sort_keys=True),
                 TRAINER_STATE: json.dumps(dataclasses.asdict(self.state), indent=2, sort_keys=True),
@@ -197,20 +198,26 @@ class Elastic(SFTTrainer):
         self.writer.submit(snapshot)
         self._reports.checkpoint_s += time.perf_counter() - began
 
-    def _adapter(self) -> dict[str, torch.Tensor]:
-        named: dict[str, torch.Tensor] = get_peft_model_state_dict(self.model, state_dict=trained_weights(self.model))
+    def weights(self) -> dict[str, torch.Tensor]:
+        """What is trained, whole, by its names in the model; all ranks ask, and rank 0 is answered."""
+        return trained_weights(self.model)
+
+    def _adapter(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        named: dict[str, torch.Tensor] = get_peft_model_state_dict(self.model, state_dict=weights)
         return named
 
-    def _moments(self) -> Iterator[tuple[str, torch.Tensor]]:
-        optimizer = self.optimizer.optimizer
-        for name, parameter in self.model.named_parameters():
-            for key, value in optimizer.state.get(parameter, {}).items():
-                yield f"{key}/{name}", _off(value)
+    def _moments(self) -> dict[str, torch.Tensor]:
+        state = self.optimizer.optimizer.state
+        return {
+            f"{key}/{name}": value
+            for name, parameter in trained_weights(self.model).items()
+            for key, value in state[parameter].items()
+        }
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         path = Path(resume_from_checkpoint) / ADAPTER_WEIGHTS
         tensors = load_file(path)
-        expected = self._adapter()
+        expected = self._adapter(trained_weights(self.model))
         if tensors.keys() != expected.keys():
             odd = sorted(tensors.keys() ^ expected.keys())
             raise ValueError(
@@ -224,22 +231,24 @@ class Elastic(SFTTrainer):
         state = read_json(Path(checkpoint) / STATE)
         self._restored = state
         self._saved_step = state["step"]
-        self.lr_scheduler.load_state_dict(state["scheduler"])
-        tensors = load_file(Path(checkpoint) / OPTIMIZER)
+        # One entry for each group of parameters, all alike; DeepSpeed leaves out the groups that are empty.
+        num_groups = len(self.optimizer.param_groups)
+        self.lr_scheduler.load_state_dict(
+            {
+                name: value[:1] * num_groups if isinstance(value, list) else value
+                for name, value in state["scheduler"].items()
+            }
+        )
+        self._load_moments(load_file(Path(checkpoint) / OPTIMIZER))
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+
+    def _load_moments(self, tensors: Mapping[str, torch.Tensor]) -> None:
         optimizer = self.optimizer.optimizer
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         whole = optimizer.state_dict()
-        number = 0
-        for group, rate in zip(optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
-            for parameter in group["params"]:
-                suffix = f"/{names[id(parameter)]}"
-                whole["state"][number] = {
-                    name.removesuffix(suffix): tensor for name, tensor in tensors.items() if name.endswith(suffix)
-                }
-                number += 1
-            group["lr"] = rate
-        for group, theirs in zip(whole["param_groups"], optimizer.param_groups, strict=True):
-            group["lr"] = theirs["lr"]
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        whole["state"] = {number: state_of(tensors, names[id(p)]) for number, p in enumerate(parameters)}
         optimizer.load_state_dict(whole)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -293,6 +302,12 @@ def adapter_config(model: PeftModel) -> str:
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         return (Path(folder) / "adapter_config.json").read_text(encoding="utf-8")
+
+
+def state_of(moments: Mapping[str, torch.Tensor], parameter: str) -> dict[str, torch.Tensor]:
+    """AdamW's state of one parameter, out of those of all."""
+    suffix = f"/{parameter}"
+    return {name.removesuffix(suffix): tensor for name, tensor in moments.items() if name.endswith(suffix)}
 
 
 def _off(tensor: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,7 @@ class RankReport:
         wait_us: for rows.
         network_kbytes: what its node sent and received since the step before; of the node's first rank only.
         storage_kbytes: what this process read from and wrote to storage.
-        gpu_use_percent, gpu_memory_mbytes, gpu_power_watts, gpu_temperature_celsius: means over the last second or so.
+        gpu_use_percent, gpu_memory_permille, gpu_power_watts, gpu_temperature_celsius: means over the last second or so.
     """
 
     signal: int
@@ -38,7 +38,7 @@ class RankReport:
     network_kbytes: int
     storage_kbytes: int
     gpu_use_percent: int = 0
-    gpu_memory_mbytes: int = 0
+    gpu_memory_permille: int = 0
     gpu_power_watts: int = 0
     gpu_temperature_celsius: int = 0
 
@@ -99,7 +99,7 @@ class RankClock:
         if samples := self._gpu.take():
             self._gpu_figures = (
                 _mean(samples, "use_percent"),
-                _mean(samples, "memory_gbytes", 1000),
+                _mean(samples, "memory_share", 1000),
                 _mean(samples, "power_watts"),
                 _mean(samples, "temperature_celsius"),
             )
@@ -170,16 +170,16 @@ class RankReports:
 
 def _of_gpus(ranks: Sequence[Sequence[RankReport]]) -> dict[str, float]:
     """Of each GPU and of all: what is bounded (memory, temperature) by the highest, the rest by the mean."""
-    if not any(report.gpu_memory_mbytes for rank in ranks for report in rank):
+    if not any(report.gpu_memory_permille for rank in ranks for report in rank):
         return {}
     metrics: dict[str, float] = {}
     for name, field, scale, of_all in (
-        ("gpu_use_percent", "gpu_use_percent", 1, statistics.mean),
-        ("gpu_memory_gbytes", "gpu_memory_mbytes", 1e-3, max),
-        ("gpu_power_watts", "gpu_power_watts", 1, statistics.mean),
-        ("gpu_temperature_celsius", "gpu_temperature_celsius", 1, max),
+        ("utilization", "gpu_use_percent", 1e-2, statistics.mean),
+        ("memory_share", "gpu_memory_permille", 1e-3, max),
+        ("power_watts", "gpu_power_watts", 1, statistics.mean),
+        ("temperature_celsius", "gpu_temperature_celsius", 1, max),
     ):
         means = [scale * statistics.mean(getattr(report, field) for report in rank) for rank in ranks]
-        metrics |= {f"rank/{number:03d}/{name}": mean for number, mean in enumerate(means)}
-        metrics[f"train/{name}"] = of_all(means)
+        metrics |= {f"rank/{number:03d}/gpu_{name}": mean for number, mean in enumerate(means)}
+        metrics[f"gpu/{name}"] = of_all(means)
     return metrics

@@ -40,7 +40,16 @@ class ShardedTrainer(AnswerOnlyTrainer):
 
 def held_parameters(model: nn.Module) -> int:
     """How many parameters this rank holds: of a sharded one its own part."""
-    return sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in model.parameters())
+    return sum(_held(parameter).numel() for parameter in model.parameters())
+
+
+def _held(parameter: nn.Parameter) -> torch.Tensor:
+    if isinstance(parameter, DTensor):
+        local: torch.Tensor = parameter.to_local()
+        return local
+    # DeepSpeed's part; between uses the parameter itself is empty.
+    part: torch.Tensor = getattr(parameter, "ds_tensor", parameter)
+    return part
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:

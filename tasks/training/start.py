@@ -14,6 +14,7 @@ from tasks.training.checkpoints import MANIFEST, folder_of, newest_valid
 from tasks.training.plan import FREE_SETTINGS, TrainingPlan, plan_training
 from tasks.training.ranks import Ranks
 from tasks.training.stop_request import leave_silently
+from tasks.training.zero3_trainer import is_installed
 
 NO_CHECKPOINT = -1
 
@@ -52,6 +53,11 @@ def check_inputs(
         plan = plan_training(settings, num_rows=len(lengths), world_size=world_size)
     except ValueError as error:
         problems.append(str(error))
+    if settings.strategy == "zero3" and not is_installed():
+        problems.append(
+            "training.strategy=zero3 needs DeepSpeed on every node, which this one has not: "
+            "python -m pip install -c constraints.txt -e '.[train,zero3]', or set training.strategy=fsdp"
+        )
     config = AutoConfig.from_pretrained(model_folder)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and lengths and max(lengths) > positions:

@@ -144,6 +144,7 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
         _run(attempt, trainer, plan, watchdog, None if resumed is None else folder_of(checkpoints, resumed), output)
     if writer is not None:
         writer.join()
+    weights, held = trainer.weights(), held_parameters(trainer.model)
     # Nobody leaves before the last checkpoint is whole: the end of one rank is the end of all on its node.
     ranks.barrier("after the last checkpoint", START_LIMIT_S)
     ranks.leave()
@@ -156,7 +157,7 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
     ledger.flush(plan.total_steps)
     proof = prove(output / "ledger")
     _check_original(model_folder, base_digest)
-    save_adapter(trainer.model, output / "adapter", base_digest)
+    save_adapter(trainer.model, weights, output / "adapter", base_digest)
     merged = merge_adapter(model_folder, output / "adapter", rows, output / "merged") if settings.merge_adapter else {}
     # Over all attempts: one that goes on from the last checkpoint has logged little itself, or nothing.
     points = [metrics for _, metrics in read_points(attempt.folder.parent) if LOSS in metrics]

@@ -39,13 +39,13 @@ def test_equal_ranks_are_not_spoken_of_and_a_window_is_told_once():
 
 def test_memory_is_the_fullest_gpus_and_use_the_mean_of_all():
     reports = RankReports()
-    hot = {"gpu_use_percent": 90, "gpu_memory_mbytes": 70_000, "gpu_power_watts": 600, "gpu_temperature_celsius": 70}
-    cool = {"gpu_use_percent": 70, "gpu_memory_mbytes": 60_000, "gpu_power_watts": 500, "gpu_temperature_celsius": 60}
+    hot = {"gpu_use_percent": 90, "gpu_memory_permille": 800, "gpu_power_watts": 600, "gpu_temperature_celsius": 70}
+    cool = {"gpu_use_percent": 70, "gpu_memory_permille": 700, "gpu_power_watts": 500, "gpu_temperature_celsius": 60}
     reports.add([report(2000, **hot), report(2000, **cool)])
     metrics, _ = reports.take()
-    assert (metrics["train/gpu_use_percent"], metrics["train/gpu_memory_gbytes"]) == (80, 70)
-    assert (metrics["train/gpu_power_watts"], metrics["train/gpu_temperature_celsius"]) == (550, 70)
-    assert metrics["rank/001/gpu_memory_gbytes"] == 60
+    assert (metrics["gpu/utilization"], metrics["gpu/memory_share"]) == pytest.approx((0.8, 0.8))
+    assert (metrics["gpu/power_watts"], metrics["gpu/temperature_celsius"]) == (550, 70)
+    assert metrics["rank/001/gpu_memory_share"] == pytest.approx(0.7)
 
 
 def test_without_a_gpu_there_are_no_figures_of_one():
@@ -58,11 +58,11 @@ def test_the_samples_of_a_gpu_are_sent_once_and_the_last_ones_stand_until_there_
     gpu = Sampler(None)
     clock = RankClock(local_rank=0, gpu=gpu)
     taken = [
-        {"use_percent": use, "memory_gbytes": 61.5, "power_watts": 500, "temperature_celsius": 55} for use in (80, 100)
+        {"use_percent": use, "memory_share": 0.8, "power_watts": 500, "temperature_celsius": 55} for use in (80, 100)
     ]
     gpu.take = lambda: [taken.pop(), taken.pop()] if taken else []
     first, second = clock.report(0), clock.report(0)
-    assert (first.gpu_use_percent, first.gpu_memory_mbytes) == (90, 61_500)
+    assert (first.gpu_use_percent, first.gpu_memory_permille) == (90, 800)
     assert second.gpu_use_percent == 90
 
 

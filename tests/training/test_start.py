@@ -5,6 +5,7 @@ import pytest
 from tasks.contracts.settings import TrainingSettings
 from tasks.training.micro_batch import is_out_of_memory, read_reduction, reduce
 from tasks.training.start import check_inputs
+from tasks.training.zero3_trainer import is_installed
 from tests.training import toy
 
 
@@ -30,6 +31,18 @@ def settings(**changes) -> TrainingSettings:
 def test_each_reason_names_the_value_and_what_would_do(model, changes, longest, message):
     with pytest.raises(ValueError, match=message):
         check_inputs(settings(**changes), model, [20] * 47 + [longest], 2)
+
+
+@pytest.mark.skipif(is_installed(), reason="DeepSpeed is installed")
+def test_zero3_without_deepspeed_says_what_to_install(model):
+    with pytest.raises(ValueError, match=r"zero3 needs DeepSpeed on every node.*pip install .*\[train,zero3\]"):
+        check_inputs(settings(strategy="zero3"), model, [20] * 48, 2)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "zero3"])
+def test_mixed_precision_cannot_be_sharded(strategy):
+    with pytest.raises(ValueError, match=f"strategy={strategy} cannot shard precision=mixed"):
+        settings(strategy=strategy, precision="mixed")
 
 
 def test_all_reasons_are_told_at_once(model):
