@@ -23,9 +23,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 $(TEST_DATA): $(INSTALLED) constraints.txt
-	@# They carry real tokenizers and a benchmark, which the tests read; most of what they depend on is not used.
+	@# They carry real tokenizers, a benchmark, and a second opinion on statistics, which the tests read; most of what they depend on is not used.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llama-models qwen-agent \
-		mistral-common pydantic-extra-types pycountry sentencepiece tiktoken bfcl-eval
+		mistral-common pydantic-extra-types pycountry sentencepiece tiktoken bfcl-eval statsmodels patsy
 	touch $@
 
 demo: $(INSTALLED)  ## the whole pipeline on this machine, with a real 135M-parameter model

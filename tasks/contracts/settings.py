@@ -288,7 +288,7 @@ class InferenceSettings(Settings):
     """Requests per GPU at a time."""
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest answer; one that is cut there is marked as such."""
-    num_loss_rows: int = Field(default=64, ge=0)
+    num_loss_rows: int = Field(default=32, ge=0)
     """Test rows on whose expected answers both models' loss is measured as well, the first by id."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of weights and products. `auto`: bfloat16 where the device multiplies it natively, else float32."""

@@ -145,4 +145,4 @@ def test_an_unknown_deployment_lists_those_there_are(storage, stack):
         [sys.executable, "-m", "flows.finetune", "nothing"], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert "demo, demo-slurm, poc, poc-reference" in done.stderr
+    assert "demo, demo-slurm, poc, poc-qwen2-7b, poc-reference" in done.stderr

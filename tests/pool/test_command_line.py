@@ -135,4 +135,4 @@ def test_a_spec_to_run_by_hand_is_not_put_beside_the_attempts_of_a_run(storage, 
 
 def test_a_deployment_that_is_none_lists_those_there_are(storage, capsys):
     assert run(storage, "render", "finetune/nothing", "--backend", "slurm") == 2
-    assert "demo, demo-slurm, poc, poc-reference" in capsys.readouterr().err
+    assert "demo, demo-slurm, poc, poc-qwen2-7b, poc-reference" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -180,3 +181,20 @@ def test_a_browser_opens_the_page_without_a_console_message_and_shows_one_outcom
     assert "1 shown" in done.stdout
     hidden = re.findall(r'<details class="example" data-kind="([^"]+)"[^>]*hidden', done.stdout)
     assert hidden == ["broken"] or len(hidden) == 1
+
+
+def test_the_command_compares_runs_by_name_and_lists_those_there_are(folder, tmp_path):
+    runs = tmp_path / "storage" / "runs"
+    for name in ("one", "two"):
+        document(folder, name)
+        (runs / name / "report").mkdir(parents=True)
+        shutil.copy(folder / f"{name}.json", runs / name / "report" / "comparison.json")
+    command = [sys.executable, "-m", "tasks.report", "compare", "--storage", str(tmp_path / "storage")]
+    done = subprocess.run([*command, "one", "two"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "| | one | two |" in done.stdout
+    assert (tmp_path / "storage" / "reports" / "one-two" / "runs.html").stat().st_size > 1000
+    missing = subprocess.run([*command, "one", "three"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert missing.returncode == 2
+    assert "no run 'three'" in missing.stderr
+    assert "finished ones: one, two" in missing.stderr
