@@ -69,7 +69,8 @@ class Stack:
         }
 
     def __enter__(self) -> "Stack":
-        self.folder.mkdir(parents=True, exist_ok=True)
+        # Prefect makes its home, but not the folder around it.
+        (self.folder / "homes").mkdir(parents=True, exist_ok=True)
         make_secrets(self.secrets)
         try:
             self._make_databases()
