@@ -69,7 +69,8 @@ class Stack:
         }
 
     def __enter__(self) -> "Stack":
-        self.folder.mkdir(parents=True, exist_ok=True)
+        # Prefect makes its home, but not the folder around it.
+        (self.folder / "homes").mkdir(parents=True, exist_ok=True)
         make_secrets(self.secrets)
         try:
             self._make_databases()
@@ -87,6 +88,10 @@ class Stack:
     def __exit__(self, *error: object) -> None:
         for name in reversed(list(self.processes)):
             self.kill(name, signal.SIGTERM)
+        # Flows and jobs have sessions of their own and outlive the worker, as they must.
+        for process in flows_under(self.folder):
+            with suppress(psutil.Error):
+                process.kill()
         shutil.rmtree(self.postgres_folder, ignore_errors=True)
 
     # PostgreSQL
@@ -221,10 +226,11 @@ class Stack:
 
 
 def flows_under(folder: Path) -> list[psutil.Process]:
-    """Processes that name the folder in their command or environment."""
+    """Processes other than this one that name the folder in their command or environment."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if str(folder) in " ".join(process.cmdline()):
+            named = [*process.cmdline(), *process.environ().values()]
+            if process.pid != os.getpid() and any(str(folder) in text for text in named):
                 found.append(process)
     return found
