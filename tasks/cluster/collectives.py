@@ -242,6 +242,6 @@ def _routes(
     everyone = meeting.gather(seconds)
     size = values.numel() * values.element_size()
     return {
-        (source, target): size / max(percentile(everyone[source], 0.5), percentile(everyone[target], 0.5)) / 1e9
+        (source, target): size / _slowest([percentile(everyone[source], 0.5), percentile(everyone[target], 0.5)]) / 1e9
         for source, target in routes
     }

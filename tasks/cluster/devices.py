@@ -1,6 +1,7 @@
 """What one GPU, or one CPU process, can do by itself: products, copies, memory that keeps what is written, the same twice."""
 
 import hashlib
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -97,7 +98,7 @@ def _product(meeting: Meeting, settings: DeviceProbeSettings, faults: Faults, pr
 
 def _rate(meeting: Meeting, rates: list[float]) -> float:
     """The median on a GPU; on a processor, which others use as well, the best: the median would be theirs."""
-    return statistics.median(rates) if meeting.is_gpu else max(rates)
+    return math.nan if any(map(math.isnan, rates)) else statistics.median(rates) if meeting.is_gpu else max(rates)
 
 
 def _copy(meeting: Meeting, settings: DeviceProbeSettings, faults: Faults) -> None:
@@ -167,7 +168,7 @@ def _silent_corruption(meeting: Meeting, faults: Faults) -> None:
             "step_repeats_bitwise", f"the same seeded step gave {len(set(digests))} different results in {NUM_STEPS}"
         )
     # The first compiles and allocates.
-    meeting.recorder.figure("step_s", (statistics.median if meeting.is_gpu else min)(faults.seconds(seconds[1:])))
+    meeting.recorder.figure("step_s", 1 / _rate(meeting, [1 / value for value in faults.seconds(seconds[1:])]))
 
 
 def _step(meeting: Meeting) -> str:

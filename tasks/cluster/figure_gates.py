@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from tasks.cluster.evidence import Evidence, history_key
 from tasks.cluster.layers import Better, better_of, drift, is_number, misses, outliers
-from tasks.contracts.cluster_report import Figure, Finding, Layer, Placed, Status
+from tasks.contracts.cluster_report import Finding, Layer, Placed, Status
+from tasks.contracts.cluster_settings import ThresholdSettings
 from tasks.hardware.reference import Chip, Fabric
 
 ONLY_SHOWN = ("_algbw_gbytes_per_s", "memory_pattern_tested_gbytes", "memory_total_gbytes", "power_watts",
@@ -15,6 +16,8 @@ ONLY_SHOWN = ("_algbw_gbytes_per_s", "memory_pattern_tested_gbytes", "memory_tot
 """Figures that have no gate here: they are context, or a gate of their own elsewhere looks at them."""
 GROUP_TIMES = ("all_reduce_s", "all_gather_s", "reduce_scatter_s", "all_to_all_s", "broadcast_s", "send_recv_s")
 """Gated as bandwidths."""
+HAVE_LIMITS_ALONE = ("lateness_s", "memory_pattern_wrong_bytes", "throttled_share")
+"""Below their limits differences do not matter, whatever share of each other they are."""
 LIMITS_OF_REFERENCE = {
     "all_reduce_busbw_gbytes_per_s@1073741824": 350.0,
     "training_tokens_per_s_per_gpu": 500.0,
@@ -87,7 +90,7 @@ def _judge(
     values = {place: float(placed.figure.value) for place, placed in found.items() if placed.figure.value is not None}
     ordered = sorted(values, key=lambda place: values[place], reverse=better == "lower")
     worst = values[ordered[0]]
-    thresholds = evidence.check.thresholds
+    thresholds = _thresholds_of(evidence, stage)
     limit, layer, why = _limit(evidence, references, name, size)
     if limit is not None:
         below = [place for place in ordered if misses(values[place], limit, better)]
@@ -98,15 +101,15 @@ def _judge(
                 status, layer, f"{worst:.4g} on {ordered[0]} is {sign} {limit:.4g} ({why})", value=worst, limit=limit,
                 culprits=tuple(_named(place, name) for place in below), action=_action(name),
             )  # fmt: skip
-    off = outliers(values, better, thresholds) if stage != "storage" or len(values) > 1 else []
-    if off and not _is_small(name, worst):
+    off = outliers(values, better, thresholds)
+    if off and name not in HAVE_LIMITS_ALONE:
         first = off[0]
         return finding(
             Status.FAIL, "fleet",
             f"{first.value:.4g} on {first.place} is {first.worse_by:.0%} worse than {first.typical:.4g} of the others",
             value=first.value, limit=first.typical, culprits=tuple(o.place for o in off), action=_action(name),
         )  # fmt: skip
-    drifted = _drifted(evidence, found, better)
+    drifted = _drifted(evidence, found, better, thresholds)
     if drifted:
         place, effect = drifted[0]
         status = Status.FAIL if effect > min(0.95, 2 * thresholds.history_effect) else Status.WARN
@@ -171,18 +174,26 @@ def _reference_of(evidence: Evidence, references: References, name: str) -> Chip
     return _fabric_of(evidence, references, name) if "all_reduce" in name else references.chip
 
 
-def _drifted(evidence: Evidence, found: Mapping[str, Placed], better: Better) -> list[tuple[str, float]]:
+def _thresholds_of(evidence: Evidence, stage: str) -> ThresholdSettings:
+    """A stage's own: of filesystems, which others use as well, differences matter from `storage_effect` on."""
+    thresholds = evidence.check.thresholds
+    if stage != "storage":
+        return thresholds
+    least = thresholds.storage_effect
+    effects = {name: max(least, getattr(thresholds, name)) for name in ("fleet_effect", "history_effect")}
+    return thresholds.model_copy(update=effects)
+
+
+def _drifted(
+    evidence: Evidence, found: Mapping[str, Placed], better: Better, thresholds: ThresholdSettings
+) -> list[tuple[str, float]]:
     effects = {
-        place: drift(float(placed.figure.value or 0.0), evidence.history.get(history_key(placed), ()), better,
-                     evidence.check.thresholds)
+        place: drift(
+            float(placed.figure.value or 0.0), evidence.history.get(history_key(placed), ()), better, thresholds
+        )
         for place, placed in found.items()
-    }  # fmt: skip
+    }
     return sorted(((p, e) for p, e in effects.items() if e is not None), key=lambda item: -item[1])
-
-
-def _is_small(name: str, worst: float) -> bool:
-    """Whether a difference is too small to matter whatever its share: lateness below its own limit."""
-    return name == "lateness_s" or name in ("memory_pattern_wrong_bytes", "throttled_share")
 
 
 def _named(place: str, name: str) -> str:
@@ -205,8 +216,3 @@ def _action(name: str) -> str:
     if name.startswith("training"):
         return "read the gates before it: training is slow of what they measure, or of its own settings"
     return "read the pair matrix and NCCL's transport; check cables, adapters and NCCL_IB_HCA"
-
-
-def figures_named(figures: Sequence[Figure], name: str) -> list[Figure]:
-    """The figures of that name."""
-    return [figure for figure in figures if figure.name == name]

@@ -1,5 +1,6 @@
 """What the training program's runs say together: speed of each width, scaling, and the same loss twice."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -39,7 +40,9 @@ def training_figures(
     first, second = (_losses(runs.get(name, ())) for name in ("all", "repeat"))
     if first and second:
         same_steps = first.keys() == second.keys()
-        apart = max(abs(first[step] - second[step]) for step in first) if same_steps else float("nan")
+        differences = [abs(first[step] - second[step]) for step in first] if same_steps else [math.nan]
+        # max() hides a NaN or not by its place.
+        apart = math.nan if any(map(math.isnan, differences)) else max(differences)
         figures.append(Figure(name="training_loss_difference", value=apart))
         figures.append(Figure(name="training_final_loss", value=first[max(first)]))
         if not apart <= MAX_LOSS_DIFFERENCE_NATS:

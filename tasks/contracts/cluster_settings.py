@@ -103,6 +103,8 @@ class ThresholdSettings(Settings):
     """Scaled median absolute deviations from the median."""
     history_effect: float = Field(default=0.1, gt=0, lt=1)
     """A figure has drifted if it is worse than the median of its own history by this share and `fleet_deviations`."""
+    storage_effect: float = Field(default=0.5, gt=0, lt=1)
+    """The least such share for filesystems, in fleet and history: others use them as well."""
     min_history: int = Field(default=5, ge=3)
     """Earlier runs on the same hardware and software without which there is no history to compare with."""
     max_lateness_ms: float = Field(default=2.0, gt=0)

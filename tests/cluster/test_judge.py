@@ -55,6 +55,14 @@ def test_one_slow_gpu_among_sixteen_is_an_outlier_although_it_is_above_the_floor
     assert (finding.layer, finding.culprits) == ("fleet", ("host-1/gpu1",))
 
 
+def test_filesystems_may_differ_by_more_than_gpus_and_not_without_end():
+    cluster = Cluster()
+    cluster.figure("storage", "shared_write_gbytes_per_s", 0.7, 8)
+    assert cluster.bad() == {}
+    cluster.figure("storage", "shared_write_gbytes_per_s", 0.3, 8)
+    assert cluster.bad()["storage/shared_write_gbytes_per_s"].culprits == ("host-1",)
+
+
 def test_a_fleet_that_is_slow_as_a_whole_misses_the_floor():
     cluster = Cluster()
     cluster.figure("devices", "matrix_product_bfloat16_tflops_per_s", 400.0)

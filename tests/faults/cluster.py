@@ -8,6 +8,7 @@ the stages that it does not touch. Exit status 1 if one was missed, or a clean r
 """
 
 import argparse
+import logging
 import os
 import random
 import sys
@@ -81,7 +82,8 @@ def main() -> int:
     kinds = options.only or [*FAULTS, "clean"]
     counts = dict.fromkeys(kinds, 0)
     done = dict.fromkeys(kinds, 0)
-    os.environ["PREFECT_LOGGING_LEVEL"] = "ERROR"
+    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder, temporary_stack(Path(folder)) as addresses:
         os.environ |= addresses.environment()
         with temporary_settings({PREFECT_API_URL: addresses.prefect_api}):
