@@ -19,7 +19,7 @@ from pathlib import Path
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.cluster_check import cluster_check, settings_of
-from flows.local_stack import temporary_stack
+from flows.local_stack import end_as_with_ctrl_c, temporary_stack
 from tasks.contracts.cluster_report import Report, Status
 from tasks.contracts.deployments import deployment_values
 from tasks.contracts.files import read_json
@@ -82,6 +82,7 @@ def main() -> int:
     kinds = options.only or [*FAULTS, "clean"]
     counts = dict.fromkeys(kinds, 0)
     done = dict.fromkeys(kinds, 0)
+    end_as_with_ctrl_c()
     for name in ("prefect", "prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder, temporary_stack(Path(folder)) as addresses:
