@@ -44,6 +44,7 @@ from tasks.contracts.overrides import SettingsError, dotted
 DONE, NO_SERVER, BAD_PARAMETERS = 0, 1, 2
 HEARTBEAT_S = 30
 """Of flow runs, where the setting is empty here; workers must be started with PREFECT_FLOWS_HEARTBEAT_FREQUENCY set as well."""
+FORM = "parameter_openapi_schema"
 LONG = 60
 """Characters of a value in a difference; the parameters' schema is a hundred thousand."""
 
@@ -61,10 +62,14 @@ class Change:
         if self.before is None:
             return f"+ {self.what}"
         before, after = dotted(self.before), dotted(self.after)
-        lines = [
+        differing = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+        # Of the form, which follows from the code, a line a field would hide what somebody decided.
+        of_form = sum(name.startswith(FORM) for name in differing)
+        lines = [f"    the form: {of_form} entries changed with the code's settings"] if of_form else []
+        lines += [
             f"    {name}: {_short(before.get(name))} -> {_short(after.get(name))}"
-            for name in sorted(before.keys() | after.keys())
-            if before.get(name) != after.get(name)
+            for name in differing
+            if not name.startswith(FORM)
         ]
         return "\n".join([f"~ {self.what}", *lines])
 

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from deployments.declared import PREFECT_YAML, REPOSITORY, Site, read_declared, read_site
+from deployments.deploy import FORM, Change
 from deployments.work_pools import kubernetes_template
 from tasks.contracts.overrides import SettingsError, read_experiment
 from tasks.training.plan import plan_training
@@ -126,3 +127,14 @@ def test_flow_pods_pass_pod_security_restricted():
     for container in pod["containers"]:
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_a_changed_form_is_one_line_of_the_difference():
+    before = {"version": 1, FORM: {"properties": {"a": 1, "b": 2}}}
+    after = {"version": 2, FORM: {"properties": {"a": 2, "c": 3}}}
+    told = str(Change("deployment finetune/demo", before, after, lambda: None))
+    assert told.splitlines() == [
+        "~ deployment finetune/demo",
+        "    the form: 3 entries changed with the code's settings",
+        "    version: 1 -> 2",
+    ]
