@@ -57,7 +57,9 @@ def test_mlflow_has_curves_params_datasets_artifacts_and_the_model(first_run, st
     curve = client.get_metric_history(training.info.run_id, "train/loss")
     assert [point.step for point in curve] == [1, 2, 3, 4, 5, 6]
     before, after = runs["run_inference_baseline"].data.metrics, runs["run_inference_finetuned"].data.metrics
-    assert {name for name in before if name.startswith("eval/")} == {n for n in after if n.startswith("eval/")}
+    only_one = {name for name in before.keys() ^ after.keys() if name.startswith("eval/")}
+    # Of a model that calls nothing there is nothing to say about its calls.
+    assert {name.rpartition("/")[2] for name in only_one} <= {"fits_schema", "arguments_given"}
     artifacts = {artifact.path for artifact in client.list_artifacts(training.info.run_id, "adapter")}
     assert "adapter/adapter_model.safetensors" in artifacts
     (version,) = client.search_model_versions(f"run_id = '{training.info.run_id}'")
@@ -83,8 +85,8 @@ def test_mlflow_has_curves_params_datasets_artifacts_and_the_model(first_run, st
     assert client.get_registered_model("function-calling-embedded").aliases.keys() == {"candidate"}
 
 
-def test_answers_shuffled_between_requests_teach_nothing_and_the_rest_is_reused(first_run, storage, stack):
-    code, output = finish(start(storage, stack, "shuffled", training__shuffle_answers="true"))
+def test_answers_shuffled_between_requests_teach_nothing_and_the_rest_is_reused(small_run, start_small, storage, stack):
+    code, output = finish(start_small("shuffled", training__shuffle_answers="true"))
     assert code == 3, output
     assert output.count("reusing") == 2
     _, tasks = prefect_states(stack, "shuffled")
@@ -96,7 +98,7 @@ def test_answers_shuffled_between_requests_teach_nothing_and_the_rest_is_reused(
     assert comparison["statement"].startswith("No improvement")
 
 
-def test_the_original_compared_with_itself_is_no_improvement_on_rows_from_several_files(storage, stack, tmp_path):
+def test_the_original_compared_with_itself_is_no_improvement_on_rows_from_several_files(start_small, storage, tmp_path):
     """Two files of the user's own, of other kinds and formats, mixed."""
     rows = various_rows(300)
     (tmp_path / "folder").mkdir()
@@ -104,7 +106,7 @@ def test_the_original_compared_with_itself_is_no_improvement_on_rows_from_severa
     pq.write_table(pa.Table.from_pylist([_as_hermes(row) for row in rows[200:]]), tmp_path / "more.parquet")
     sources = [{"name": str(tmp_path / "folder"), "weight": 2}, {"name": str(tmp_path / "more.parquet"), "weight": 1}]
     settings = {"inference__adapter": "none", "training__max_steps_per_epoch": 2, "dataset__unseen_tools_share": 0.2}
-    code, output = finish(start(storage, stack, "itself", dataset__sources=json.dumps(sources), **settings))
+    code, output = finish(start_small("itself", dataset__sources=json.dumps(sources), **settings))
     assert code == 3, output
     quality = read_json(storage / "runs" / "itself" / "dataset" / "quality.json")
     assert [counts["taught"] for counts in quality["sources"].values()] == [16, 8]
