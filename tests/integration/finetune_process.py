@@ -47,9 +47,14 @@ def start(
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        # A shell starts background commands with SIGINT ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=_heed_signals,
     )
+
+
+def _heed_signals() -> None:
+    # A shell starts background commands with SIGINT ignored, nohup with SIGHUP, and children inherit that.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:

@@ -175,7 +175,7 @@ def test_a_run_is_driven_by_one_flow_at_a_time(small_run, start_small, storage, 
     run = "driven"
     process = start_small(run, **LONG)
     rank_of(storage, run, "train_adapter", "1")
-    code, output = finish(start_small(run))
+    code, output = finish(start_small(run, **LONG))
     assert code == 1, output
     assert f"is driven by another process (process {process.pid} on" in output
     process.send_signal(signal.SIGINT)
