@@ -17,6 +17,8 @@ def handlers_are_put_back():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_command_told_to_end_ends_as_with_ctrl_c(number):
+    # Whatever these tests run under: nohup would have SIGHUP ignored.
+    signal.signal(number, signal.SIG_DFL)
     end_as_with_ctrl_c()
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(number)

@@ -103,8 +103,6 @@ def build_trainer(
         padding_free=is_packed,
         dataloader_drop_last=True,
         ddp_find_unused_parameters=False,
-        # They are constants (rotary frequencies); sent at every forward pass they would only make ranks wait.
-        ddp_broadcast_buffers=False,
         ddp_timeout=int(max(2 * settings.collective_timeout_minutes * 60, START_LIMIT_S)),
         report_to="none",
         # Of the base in shards transformers could save nothing else; our checkpoints do not go through it.
