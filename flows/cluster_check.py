@@ -9,7 +9,6 @@ starts its own two for the time of the check. Exit status: 0 PASS or WARN, 1 ERR
 check itself failed), 2 the settings cannot be used, 3 FAIL, 4 SKIP (the pool was taken), 130 interrupted.
 """
 
-import argparse
 import sys
 import threading
 import time
@@ -26,7 +25,7 @@ from prefect.runtime import flow_run as current_flow_run
 from prefect.states import Cancelled, Completed, Failed
 
 from flows.finetune import git_revision
-from flows.in_process import INTERRUPTED, Interruption, in_process
+from flows.in_process import INTERRUPTED, Interruption, command_line, in_process
 from flows.local_stack import StackError, end_as_with_ctrl_c
 from flows.preflight import check_pool
 from tasks.check_cluster import conclude, measure
@@ -126,7 +125,7 @@ def settings_of(values: dict[str, Any], overrides: Sequence[str]) -> ClusterChec
 
 
 def main() -> int:
-    arguments = _parse()
+    arguments = command_line("flows.cluster_check", __doc__, "demo, nightly, acceptance")
     end_as_with_ctrl_c()
     try:
         check = settings_of(deployment_values(arguments.deployment, NAME, "check"), arguments.set)
@@ -161,18 +160,6 @@ def _tell(state: State, folder: CheckFolder) -> int:
     print(terminal(report))
     print(f"report: {folder.report / 'cluster-check.html'}")
     return EXIT_STATUS[report.status]
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.cluster_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("deployment", help="whose values to use: demo, nightly, acceptance (deployments/prefect.yaml)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting; repeatable"
-    )
-    parser.add_argument("--run", help="name of the check and its folder (default: by time)")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -9,39 +9,27 @@ starts its own two for the time of the run. Exit status: 0 the gates passed, 1 s
 used, 3 the gates did not pass, 130 interrupted.
 """
 
-import argparse
 import importlib.metadata
-import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.events.worker import EventsWorker
 from prefect.exceptions import TerminationSignal
 from prefect.futures import as_completed
 from prefect.logging import get_run_logger
-from prefect.logging.handlers import APILogWorker
 from prefect.runtime import flow_run as current_flow_run
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Failed
 
-from flows.local_stack import (
-    REPOSITORY,
-    Addresses,
-    StackError,
-    configured_stack,
-    end_as_with_ctrl_c,
-    running_stack,
-    temporary_stack,
-)
+from flows.in_process import INTERRUPTED, Interruption, command_line, in_process
+from flows.local_stack import REPOSITORY, StackError, end_as_with_ctrl_c
 from flows.preflight import check_experiment
 from flows.timing import print_timing
 from tasks.compare_models import compare_models
@@ -61,7 +49,7 @@ from tasks.stage import cause_first
 from tasks.tracking.mlflow_runs import Status, Tracking
 from tasks.train_adapter import train_adapter
 
-PASSED, ERROR, BAD_SETTINGS, GATES_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+PASSED, ERROR, BAD_SETTINGS, GATES_FAILED = 0, 1, 2, 3
 
 
 def cancel_jobs(flow: Any, flow_run: FlowRun, state: State) -> None:
@@ -209,7 +197,9 @@ def git_revision() -> str | None:
 
 def main() -> int:
     started = time.time()
-    arguments = _parse()
+    arguments = command_line(
+        "flows.finetune", __doc__, "demo, demo-slurm, poc, ...", again="; the same name again resumes"
+    )
     end_as_with_ctrl_c()
     try:
         values = deployment_values(arguments.deployment)
@@ -221,33 +211,17 @@ def main() -> int:
     except (SettingsError, ValueError) as error:
         print(_listed("these settings cannot be used", error), file=sys.stderr)
         return BAD_SETTINGS
-    with ExitStack() as stack:
-        try:
-            addresses = configured_stack() or running_stack()
-            if addresses is None:
-                print("starting Prefect and MLflow for this run (none are running; 'make ui' keeps them)", flush=True)
-                addresses = stack.enter_context(temporary_stack(Path(experiment.storage.shared)))
-            state = _run_flow(experiment, name, addresses)
-        except StackError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return ERROR
-        except (KeyboardInterrupt, TerminationSignal):
-            # Before the first stage, or by a SIGTERM, which Prefect takes over while a flow runs and then passes on.
-            print("\ninterrupted; what was finished is kept for the next run", file=sys.stderr)
-            return INTERRUPTED
-        print_timing(folder, started)
+    try:
+        with in_process(Path(experiment.storage.shared)) as run_flow:
+            state = run_flow(lambda: finetune(experiment=experiment, run=name, return_state=True))
+    except StackError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ERROR
+    except Interruption as error:
+        print(f"\n{error}; what was finished is kept for the next run", file=sys.stderr)
+        return INTERRUPTED
+    print_timing(folder, started)
     return _conclude(state, folder)
-
-
-def _run_flow(experiment: Experiment, name: str, addresses: Addresses) -> State:
-    os.environ.update(addresses.environment())
-    with temporary_settings({PREFECT_API_URL: addresses.prefect_api}):
-        state: Any = finetune(experiment=experiment, run=name, return_state=True)
-        # Logs and events travel in the background; the servers may be ours and about to stop.
-        APILogWorker.drain_all(timeout=10)
-        EventsWorker.drain_all(timeout=10)
-    final: State = state
-    return final
 
 
 def _conclude(state: State, folder: RunFolder) -> int:
@@ -268,18 +242,6 @@ def _conclude(state: State, folder: RunFolder) -> int:
 
 def _listed(what: str, error: object) -> str:
     return f"error: {what}:\n" + "\n".join(f"  {line}" for line in str(error).splitlines())
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.finetune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("deployment", help="whose values to use: demo, demo-slurm, poc, ... (deployments/prefect.yaml)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting; repeatable"
-    )
-    parser.add_argument("--run", help="name of the run and its folder; the same name again resumes (default: by time)")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -4,26 +4,22 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-from tasks.cluster.training_inputs import SHAPES
 from tasks.contracts.cluster_report import Figure, Problem
-from tasks.contracts.cluster_settings import Shape
 
 Points = Sequence[tuple[int, Mapping[str, float]]]
-LOSS, SPEED = "train/loss", "train/tokens_per_s_per_gpu"
+LOSS, SPEED, WORK = "train/loss", "train/tokens_per_s_per_gpu", "train/useful_tflops_per_s_per_gpu"
 MAX_LOSS_DIFFERENCE_NATS = 1e-4
 """As training's own tests hold resumed runs to unbroken ones."""
 
 
-def training_figures(
-    runs: Mapping[str, Points], shape: Shape, product_tflops: float | None
-) -> tuple[list[Figure], list[Problem]]:
+def training_figures(runs: Mapping[str, Points], product_tflops: float | None) -> tuple[list[Figure], list[Problem]]:
     """Figures and problems of the runs ``one``, ``node`` (where nodes have several ranks), ``all`` and ``repeat``.
 
     Args:
         runs: ``(step, metrics)`` of each; one that did not end has no entry.
         product_tflops: the slowest device's matrix product in the precision of training, TFLOP/s; None: not measured.
     """
-    speeds = {name: _speed(points) for name, points in runs.items()}
+    speeds = {name: _settled(points, SPEED) for name, points in runs.items()}
     figures = [Figure(name="training_tokens_per_s_per_gpu", value=speeds["all"])] if "all" in speeds else []
     figures += [
         Figure(name=f"training_{name}_tokens_per_s_per_gpu", value=speeds[name])
@@ -33,9 +29,9 @@ def training_figures(
     whole, one = speeds.get("all"), speeds.get("one")
     if whole is not None and one is not None:
         figures.append(Figure(name="training_scaling_efficiency", value=whole / one))
-    if whole is not None and product_tflops:
-        work = SHAPES[shape].flop_per_token()
-        figures.append(Figure(name="training_share_of_product_rate", value=whole * work / 1e12 / product_tflops))
+    work = _settled(runs.get("all", ()), WORK)
+    if work is not None and product_tflops:
+        figures.append(Figure(name="training_share_of_product_rate", value=work / product_tflops))
     problems: list[Problem] = []
     first, second = (_losses(runs.get(name, ())) for name in ("all", "repeat"))
     if first and second:
@@ -55,9 +51,9 @@ def training_figures(
     return figures, problems
 
 
-def _speed(points: Points) -> float | None:
-    """Tokens/s per rank, the median without the first quarter of the steps."""
-    values = [metrics[SPEED] for _, metrics in points if SPEED in metrics]
+def _settled(points: Points, name: str) -> float | None:
+    """A metric's median without the first quarter of the steps."""
+    values = [metrics[name] for _, metrics in points if name in metrics]
     counted = values[max(1, len(values) // 4) :]
     return statistics.median(counted) if counted else None
 

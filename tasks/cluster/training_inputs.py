@@ -30,20 +30,6 @@ class ModelShape:
     per_device_batch_size: int
     lora_rank: int
 
-    def flop_per_token(self) -> float:
-        """Useful work of LoRA training per token: forward and input gradients of the frozen layers and head (4 a weight), all
-        of the adapter's (6), and causal attention (6 x T x hidden x layers).
-        """
-        head = self.hidden_size // self.num_heads
-        key_value = self.num_key_value_heads * head
-        layer = 2 * self.hidden_size * (self.hidden_size + key_value) + 3 * self.hidden_size * self.intermediate_size
-        frozen = self.num_layers * layer + self.vocabulary * self.hidden_size
-        ends = (
-            4 * self.hidden_size + 2 * (self.hidden_size + key_value) + 3 * (self.hidden_size + self.intermediate_size)
-        )
-        adapter = self.num_layers * self.lora_rank * ends
-        return 4 * frozen + 6 * adapter + 6 * self.row_tokens * self.hidden_size * self.num_layers
-
 
 SHAPES: Mapping[Shape, ModelShape] = {
     "toy": ModelShape(128, 256, 2, 4, 2, 512, 128, 4, 8),

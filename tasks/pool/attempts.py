@@ -109,13 +109,19 @@ def log_paths(job: JobSpec, attempt: Path) -> list[Path]:
     return paths
 
 
-def follow(attempt: Path, is_final: Callable[[], bool]) -> Iterator[LogLine | None]:
-    """Every node's lines, live, from the first one; None while there is nothing new; ends after the last."""
+def follow(attempt: Path, is_final: Callable[[], bool], *, ask_every_s: float = 0.0) -> Iterator[LogLine | None]:
+    """Every node's lines, live, from the first one; None while there is nothing new; ends after the last.
+
+    Args:
+        ask_every_s: no more often is ``is_final`` called: a scheduler is everybody's, and the files are read more often.
+    """
     num_nodes = read_json(attempt / "spec.json")["num_nodes"]
     positions = [0] * num_nodes
+    asked, ends = float("-inf"), False
     while True:
         # Asked before reading: what a job writes before it ends is then surely read.
-        ends = is_final()
+        if time.monotonic() - asked >= ask_every_s:
+            asked, ends = time.monotonic(), is_final()
         for node in range(num_nodes):
             path = attempt / f"node-{node}.log"
             if path.exists():

@@ -276,16 +276,7 @@ class KubernetesPool:
             return str(error)
 
     def logs(self, job: JobHandle) -> Iterator[LogLine | None]:
-        asked, is_final = float("-inf"), False
-
-        def ended() -> bool:
-            nonlocal asked, is_final
-            # The API is everybody's: it is asked once a second, the files more often.
-            if time.monotonic() - asked >= POLL_S:
-                asked, is_final = time.monotonic(), self.state(job).is_final
-            return is_final
-
-        yield from follow(Path(job), ended)
+        yield from follow(Path(job), lambda: self.state(job).is_final, ask_every_s=POLL_S)
 
     def error(self, job: JobHandle) -> JobError | None:
         attempt = Path(job)

@@ -38,7 +38,18 @@ class AnswerOnlyTrainer(SFTTrainer):
         total = cross_entropy(
             logits.flatten(0, 1).float(), targets[:, answers].flatten(), ignore_index=IGNORED, reduction="sum"
         )
-        if num_items_in_batch is None:
-            return total / (targets != IGNORED).sum().clamp(min=1)
-        # The divisor counts the answer tokens of all ranks, whose gradients are then averaged.
-        return total * self.accelerator.num_processes / torch.as_tensor(num_items_in_batch).clamp(min=1)
+        return per_answer(self, total, (targets != IGNORED).sum(), num_items_in_batch)
+
+
+def per_answer(
+    trainer: SFTTrainer, total: torch.Tensor, num_answers: torch.Tensor | int, num_items_in_batch: torch.Tensor | None
+) -> torch.Tensor:
+    """A loss summed over this rank's answers, divided as :class:`~transformers.Trainer` asks.
+
+    Args:
+        num_answers: answer tokens of this micro-batch.
+        num_items_in_batch: those of the global batch, over all ranks, whose gradients are then averaged; None: by itself.
+    """
+    if num_items_in_batch is None:
+        return total / torch.as_tensor(num_answers).clamp(min=1)
+    return total * trainer.accelerator.num_processes / torch.as_tensor(num_items_in_batch).clamp(min=1)

@@ -102,7 +102,7 @@ class Elastic(SFTTrainer):
         # comes during a step ends the run after the next.
         report = self._clock.report(self.stop.signal or 0)
         self._gathering = self.ranks.gather([*report.numbers(), *(row for rows in self._rows for row in rows)])
-        self._clock.begin()
+        self._clock.begin(sum(self._lengths[row] for rows in self._rows for row in rows))
         return batches, num_items
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -3,13 +3,10 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
 from tasks.contracts.attempt import TryAgain
 from tasks.contracts.files import read_json, write_json
 
 FILE = "micro_batch.json"
-SIGNS = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class OutOfMemory(RuntimeError):
@@ -23,13 +20,6 @@ class Reduction:
     tried: int
     use: int
     why: str
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory was missing; torch has one type for GPUs and none for the CPU."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
 
 
 def read_reduction(output: Path, per_device_batch_size: int) -> Reduction | None:

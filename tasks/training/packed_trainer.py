@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from trl import SFTTrainer
 
 from tasks.dataset.prepare import IGNORED
+from tasks.training.answer_only_loss import per_answer
 from tasks.training.frozen_head import frozen_head_loss
 
 POSITIONS, TARGETS = "answer_positions", "answer_targets"
@@ -63,10 +64,7 @@ class PackedTrainer(SFTTrainer):
         }
         hidden = model(**context, use_cache=False, logits_to_keep=inputs[POSITIONS]).logits[0]
         total = frozen_head_loss(hidden.to(self._head_weight.dtype), self._head_weight, inputs[TARGETS])
-        if num_items_in_batch is None:
-            return total / max(1, inputs[TARGETS].shape[0])
-        # The divisor counts the answer tokens of all ranks, whose gradients are then averaged.
-        return total * self.accelerator.num_processes / torch.as_tensor(num_items_in_batch).clamp(min=1)
+        return per_answer(self, total, inputs[TARGETS].shape[0], num_items_in_batch)
 
     @contextmanager
     def fast_kernels(self) -> Iterator[None]:

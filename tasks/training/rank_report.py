@@ -15,8 +15,8 @@ import torch
 
 from tasks.hardware.telemetry import Sample, Sampler
 
-SLOW = 1.1
-"""A rank whose own work takes so many times the median's is named in the log."""
+SLOW = 1.2
+"""A rank whose own work on a token takes so many times the median's is named in the log."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class RankReport:
     Attributes:
         signal: the request to leave that reached it.
         work_us: from the step's first row to the end of its last forward pass, before it needs the others.
+        work_tokens: what it worked on then; conversations differ in length, and who has the longer ones is not slow.
         wait_us: for rows.
         network_kbytes: what its node sent and received since the step before; of the node's first rank only.
         storage_kbytes: what this process read from and wrote to storage.
@@ -34,6 +35,7 @@ class RankReport:
 
     signal: int
     work_us: int
+    work_tokens: int
     wait_us: int
     network_kbytes: int
     storage_kbytes: int
@@ -61,7 +63,7 @@ class RankClock:
         self._is_gpu = torch.cuda.is_available()
         self._gpu, self._gpu_figures = gpu, (0, 0, 0, 0)
         self._marks: list[Any] = []
-        self._work_us = self._wait_us = 0
+        self._tokens = self._work_us = self._work_tokens = self._wait_us = 0
         self._process = psutil.Process()
         self._moved = self._counters()
 
@@ -78,9 +80,9 @@ class RankClock:
                 self._wait_us += round((time.perf_counter() - began) * 1e6)
             yield row
 
-    def begin(self) -> None:
-        """The step's rows are there."""
-        self._marks = [self._mark()]
+    def begin(self, num_tokens: int) -> None:
+        """The step's rows are there, with so many tokens."""
+        self._marks, self._tokens = [self._mark()], num_tokens
 
     def end(self) -> None:
         """The last forward pass of the step is over (on a GPU: is queued)."""
@@ -91,9 +93,9 @@ class RankClock:
         if len(self._marks) == 2:
             first, last = self._marks
             if not self._is_gpu:
-                self._work_us = round((last - first) * 1e6)
+                self._work_us, self._work_tokens = round((last - first) * 1e6), self._tokens
             elif last.query():
-                self._work_us = round(first.elapsed_time(last) * 1e3)
+                self._work_us, self._work_tokens = round(first.elapsed_time(last) * 1e3), self._tokens
         before, self._moved = self._moved, self._counters()
         network, storage = ((now - then) // 1000 for now, then in zip(self._moved, before, strict=True))
         if samples := self._gpu.take():
@@ -103,7 +105,8 @@ class RankClock:
                 _mean(samples, "power_watts"),
                 _mean(samples, "temperature_celsius"),
             )
-        return RankReport(signal, self._work_us, self._wait_us, max(0, network), max(0, storage), *self._gpu_figures)
+        moved = max(0, network), max(0, storage)
+        return RankReport(signal, self._work_us, self._work_tokens, self._wait_us, *moved, *self._gpu_figures)
 
     def _mark(self) -> Any:
         if not self._is_gpu:
@@ -149,10 +152,10 @@ class RankReports:
         if not steps:
             return metrics, ""
         ranks = list(zip(*steps, strict=True))
-        work = [sum(report.work_us for report in rank) / len(rank) / 1e6 for rank in ranks]
-        slowest = max(range(len(work)), key=work.__getitem__)
+        on_a_token = [sum(r.work_us for r in rank) / max(1, sum(r.work_tokens for r in rank)) for rank in ranks]
+        slowest = max(range(len(ranks)), key=on_a_token.__getitem__)
         # The lower median: of two ranks the slow one is compared with the other.
-        median = sorted(work)[(len(work) - 1) // 2]
+        median = sorted(on_a_token)[(len(ranks) - 1) // 2]
         metrics |= {
             "train/data_wait_seconds": max(sum(r.wait_us for r in rank) for rank in ranks) / len(steps) / 1e6,
             "train/network_mbytes_per_s": sum(r.network_kbytes for rank in ranks for r in rank) / 1e3 / seconds,
@@ -161,16 +164,20 @@ class RankReports:
         metrics |= _of_gpus(ranks)
         if not median or len(ranks) == 1:
             return metrics, ""
-        metrics |= {"train/slowest_rank": slowest, "train/slowest_rank_work_ratio": work[slowest] / median}
-        metrics |= {f"rank/{rank:03d}/work_seconds": taken for rank, taken in enumerate(work)}
-        if work[slowest] < SLOW * median:
-            return metrics, ""
-        return metrics, f"rank {slowest} is slow: its own work takes {work[slowest] / median:.2f} times the others'"
+        ratio = on_a_token[slowest] / median
+        metrics |= {"train/slowest_rank": slowest, "train/slowest_rank_work_ratio": ratio}
+        metrics |= {f"rank/{rank:03d}/work_us_per_token": taken for rank, taken in enumerate(on_a_token)}
+        return (
+            metrics,
+            "" if ratio < SLOW else f"rank {slowest} is slow: its work on a token takes {ratio:.2f} times the others'",
+        )
 
 
 def _of_gpus(ranks: Sequence[Sequence[RankReport]]) -> dict[str, float]:
     """Of each GPU and of all: what is bounded (memory, temperature) by the highest, the rest by the mean."""
-    if not any(report.gpu_memory_permille for rank in ranks for report in rank):
+    # Before the driver's first answer a report has none.
+    ranks = [[report for report in rank if report.gpu_memory_permille] for rank in ranks]
+    if not all(ranks):
         return {}
     metrics: dict[str, float] = {}
     for name, field, scale, of_all in (

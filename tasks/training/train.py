@@ -16,6 +16,7 @@ from tasks.hardware.reference import chip_of
 from tasks.hardware.telemetry import Sampler
 from tasks.models.load import Resolved, device
 from tasks.models.materialise import materialise, weights_digest
+from tasks.models.memory import is_out_of_memory, peak_memory_gbytes
 from tasks.training.adapter import save_adapter
 from tasks.training.build import build_trainer, precision_of
 from tasks.training.checkpoint_writer import CheckpointWriter
@@ -23,7 +24,7 @@ from tasks.training.checkpoints import clear_after, folder_of
 from tasks.training.elastic import ROW, Elastic
 from tasks.training.ledger import Ledger, Start, prove
 from tasks.training.merge import merge_adapter
-from tasks.training.micro_batch import is_out_of_memory, read_reduction, reduce
+from tasks.training.micro_batch import read_reduction, reduce
 from tasks.training.order import training_order
 from tasks.training.packed_trainer import PackedTrainer
 from tasks.training.plan import TrainingPlan, plan_training
@@ -224,12 +225,3 @@ def peak_flops(precision: Resolved) -> float:
     """What products reach on this rank's chip (``tasks/hardware/reference.yaml``), in operations a second; 0: not known."""
     chip = chip_of(torch.cuda.get_device_name()) if device().type == "cuda" else None
     return 0.0 if chip is None else chip.figures.get(f"matrix_product_{precision}_tflops_per_s", 0.0) * 1e12
-
-
-def peak_memory_gbytes() -> float:
-    """Most memory this rank has held, in GB (10^9 bytes): of its GPU, or of the process where there is none."""
-    if device().type == "cuda":
-        return float(torch.cuda.max_memory_allocated()) / 1e9
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

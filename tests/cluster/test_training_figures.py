@@ -12,7 +12,7 @@ def points(speed: float, losses: list[float]) -> list[tuple[int, dict[str, float
     # The first steps compile and allocate.
     speeds = [speed / 10, speed / 10, *[speed] * (len(losses) - 2)]
     return [
-        (step, {"train/loss": loss, "train/tokens_per_s_per_gpu": s})
+        (step, {"train/loss": loss, "train/tokens_per_s_per_gpu": s, "train/useful_tflops_per_s_per_gpu": s * 34.2e-3})
         for step, (loss, s) in enumerate(zip(losses, speeds, strict=True), 1)
     ]
 
@@ -21,7 +21,7 @@ LOSSES = [6.0 - 0.1 * i for i in range(8)]
 
 
 def figures_of(runs, product=None):
-    figures, problems = training_figures(runs, "lora-8b", product)
+    figures, problems = training_figures(runs, product)
     return {figure.name: figure.value for figure in figures}, problems
 
 
@@ -32,8 +32,7 @@ def test_speed_scaling_and_equal_loss():
     assert figures["training_scaling_efficiency"] == pytest.approx(0.96)
     assert figures["training_loss_difference"] == 0
     assert problems == []
-    # 34.2 GFLOP a token by hand (field measurements of this shape), 69 % of the product rate at 14,945 tokens/s.
-    assert figures["training_share_of_product_rate"] == pytest.approx(14_400 * 34.2e9 / 744e12, rel=0.005)
+    assert figures["training_share_of_product_rate"] == pytest.approx(14_400 * 34.2e9 / 744e12)
 
 
 def test_a_loss_that_does_not_repeat_is_a_problem():

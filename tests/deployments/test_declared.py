@@ -41,7 +41,9 @@ def test_every_batch_divides_over_its_pool(declared):
         if deployment.flow == "finetune":
             experiment = read_experiment(deployment.fields["parameters"]["experiment"])
             rows = experiment.dataset.max_rows or GLAIVE_ROWS
-            plan_training(experiment.training, num_rows=rows, world_size=experiment.pool.world_size)
+            plan = plan_training(experiment.training, num_rows=rows, world_size=experiment.pool.world_size)
+            of_a_step = plan.world_size * plan.per_device_batch_size * plan.accumulation_steps
+            assert of_a_step == experiment.training.global_batch_size, deployment.full_name
 
 
 def test_the_references_numbers(declared):

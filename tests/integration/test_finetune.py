@@ -85,7 +85,9 @@ def test_mlflow_has_curves_params_datasets_artifacts_and_the_model(first_run, st
     assert client.get_registered_model("function-calling-embedded").aliases.keys() == {"candidate"}
 
 
-def test_answers_shuffled_between_requests_teach_nothing_and_the_rest_is_reused(small_run, start_small, storage, stack):
+def test_a_control_run_on_shuffled_answers_reuses_the_rest_and_claims_no_improvement(
+    small_run, start_small, storage, stack
+):
     code, output = finish(start_small("shuffled", training__shuffle_answers="true"))
     assert code == 3, output
     assert output.count("reusing") == 2

@@ -1,5 +1,7 @@
 """What ranks tell of themselves names the one that holds the others up."""
 
+import time
+
 import pytest
 
 from tasks.hardware.telemetry import Sampler
@@ -9,12 +11,12 @@ from tests.training.toy_ranks import ToyJob
 
 
 def report(work_us: int, **figures: int) -> RankReport:
-    none = {"signal": 0, "wait_us": 0, "network_kbytes": 0, "storage_kbytes": 0}
+    none = {"signal": 0, "work_tokens": 100, "wait_us": 0, "network_kbytes": 0, "storage_kbytes": 0}
     return RankReport(**{**none, "work_us": work_us, **figures})
 
 
 def test_what_is_sent_is_what_is_read_and_the_rows_after_it_stay():
-    mine = RankReport(15, 2000, 300, 40, 5)
+    mine = RankReport(15, 2000, 100, 300, 40, 5)
     assert RankReport.read([*mine.numbers(), 7, 8]) == (mine, [7, 8])
 
 
@@ -24,8 +26,8 @@ def test_the_slow_one_of_two_is_compared_with_the_other_and_not_with_their_mean(
         reports.add([report(3000), report(2000)])
     metrics, words = reports.take()
     assert (metrics["train/slowest_rank"], metrics["train/slowest_rank_work_ratio"]) == (0, 1.5)
-    assert words == "rank 0 is slow: its own work takes 1.50 times the others'"
-    assert metrics["rank/001/work_seconds"] == pytest.approx(0.002)
+    assert words == "rank 0 is slow: its work on a token takes 1.50 times the others'"
+    assert metrics["rank/001/work_us_per_token"] == pytest.approx(20)
 
 
 def test_equal_ranks_are_not_spoken_of_and_a_window_is_told_once():
@@ -35,6 +37,13 @@ def test_equal_ranks_are_not_spoken_of_and_a_window_is_told_once():
     assert words == ""
     assert metrics["train/data_wait_seconds"] == 0.5
     assert reports.take() == ({}, "")
+
+
+def test_a_rank_with_the_longer_conversations_is_not_slow():
+    reports = RankReports()
+    reports.add([report(3000, work_tokens=150), report(2000)])
+    metrics, words = reports.take()
+    assert (metrics["train/slowest_rank_work_ratio"], words) == (1.0, "")
 
 
 def test_memory_is_the_fullest_gpus_and_use_the_mean_of_all():
@@ -55,15 +64,16 @@ def test_without_a_gpu_there_are_no_figures_of_one():
 
 
 def test_the_samples_of_a_gpu_are_sent_once_and_the_last_ones_stand_until_there_are_new_ones():
-    gpu = Sampler(None)
-    clock = RankClock(local_rank=0, gpu=gpu)
-    taken = [
-        {"use_percent": use, "memory_share": 0.8, "power_watts": 500, "temperature_celsius": 55} for use in (80, 100)
-    ]
-    gpu.take = lambda: [taken.pop(), taken.pop()] if taken else []
-    first, second = clock.report(0), clock.report(0)
-    assert (first.gpu_use_percent, first.gpu_memory_permille) == (90, 800)
-    assert second.gpu_use_percent == 90
+    sample = {"use_percent": 90, "memory_share": 0.8, "power_watts": 500, "temperature_celsius": 55}
+    with Sampler(lambda: sample, every_s=0.001) as gpu:
+        clock = RankClock(local_rank=0, gpu=gpu)
+        deadline = time.monotonic() + 20
+        while not (first := clock.report(0)).gpu_use_percent and time.monotonic() < deadline:
+            time.sleep(0.01)
+    gpu.take()
+    second = clock.report(0)
+    for told in (first, second):
+        assert (told.gpu_use_percent, told.gpu_memory_permille, told.gpu_power_watts) == (90, 800, 500)
 
 
 @pytest.mark.integration
@@ -76,7 +86,7 @@ def test_a_slow_rank_is_named_in_the_log_and_the_metrics(tmp_path):
     )
     attempt = job.start(2, slow={"rank": 1, "seconds": 0.2})
     assert attempt.wait() == [0, 0], attempt.output()
-    assert "rank 1 is slow: its own work takes" in attempt.output()
+    assert "rank 1 is slow: its work on a token takes" in attempt.output()
     last = toy.points(job.folder)[12]
     assert last["train/slowest_rank"] == 1
     assert last["train/slowest_rank_work_ratio"] > 2

@@ -22,32 +22,6 @@ SAME = 1e-4
 LOSS, RATE = "train/loss", "train/learning_rate"
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("toy")
-    toy.make_model(root / "model")
-    toy.make_rows(root / "dataset")
-    return root
-
-
-@pytest.fixture
-def toy_job(home, tmp_path):
-    def make(name: str = "run", **changes) -> ToyJob:
-        root = tmp_path / name
-        return ToyJob(root, toy.arguments(root, home / "model", home / "dataset", **changes))
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def unbroken(home, tmp_path_factory) -> ToyJob:
-    """The run that nothing happens to: two ranks from end to end."""
-    root = tmp_path_factory.mktemp("unbroken")
-    job = ToyJob(root, toy.arguments(root, home / "model", home / "dataset"))
-    job.run(2)
-    return job
-
-
 def assert_same_training(job: ToyJob, unbroken: ToyJob, *, tolerance: float = SAME) -> None:
     ours, theirs = toy.points(job.folder), toy.points(unbroken.folder)
     assert list(ours) == list(theirs)

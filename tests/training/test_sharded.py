@@ -2,55 +2,33 @@
 
 import json
 import signal
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.training import toy
 from tests.training.test_resume import assert_same_training
-from tests.training.toy_ranks import ToyJob
 
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("toy")
-    toy.make_model(root / "model")
-    toy.make_rows(root / "dataset")
-    return root
-
-
-@pytest.fixture(scope="module")
-def whole(home, tmp_path_factory) -> ToyJob:
-    """The run that nothing happens to, with the whole base on each of two ranks."""
-    root = tmp_path_factory.mktemp("whole")
-    job = ToyJob(root, toy.arguments(root, home / "model", home / "dataset"))
-    job.run(2)
-    return job
-
-
-@pytest.fixture
-def toy_job(home, tmp_path):
-    return lambda **changes: ToyJob(tmp_path, toy.arguments(tmp_path, home / "model", home / "dataset", **changes))
-
-
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_shards_change_what_a_rank_holds_and_nothing_that_is_learnt(toy_job, whole, checkpointing):
+def test_shards_change_what_a_rank_holds_and_nothing_that_is_learnt(toy_job, unbroken, checkpointing):
     job = toy_job(strategy="fsdp", gradient_checkpointing=checkpointing)
     attempt = job.start(2)
     assert attempt.wait() == [0, 0], attempt.output()
-    assert_same_training(job, whole)
-    shards, held = attempt.result(), json.loads((whole.folder / "001" / "result.json").read_text())["held_parameters"]
+    assert_same_training(job, unbroken)
+    shards, held = (
+        attempt.result(),
+        json.loads((unbroken.folder / "001" / "result.json").read_text())["held_parameters"],
+    )
     base = held - shards["trainable_parameters"]
     assert shards["held_parameters"] == shards["trainable_parameters"] + base / 2
     assert f"the base in shards, {shards['held_parameters']:,} parameters a rank" in attempt.output()
-    ours, theirs = (load_file(j.output / "adapter" / "adapter_model.safetensors") for j in (job, whole))
+    ours, theirs = (load_file(j.output / "adapter" / "adapter_model.safetensors") for j in (job, unbroken))
     assert {name: tensor.shape for name, tensor in ours.items()} == {n: t.shape for n, t in theirs.items()}
 
 
-def test_a_run_goes_on_with_the_other_strategy_and_on_another_number_of_ranks(toy_job, whole):
+def test_a_run_goes_on_with_the_other_strategy_and_on_another_number_of_ranks(toy_job, unbroken):
     job = toy_job(strategy="fsdp")
     attempt = job.start(2, signal={"rank": 1, "forward": 14, "number": int(signal.SIGTERM)})
     assert attempt.wait() == [75, 75], attempt.output()
@@ -59,4 +37,4 @@ def test_a_run_goes_on_with_the_other_strategy_and_on_another_number_of_ranks(to
     assert attempt.wait() == [75], attempt.output()
     job.arguments["training"]["strategy"] = "fsdp"
     job.run(2)
-    assert_same_training(job, whole)
+    assert_same_training(job, unbroken)

@@ -3,7 +3,8 @@
 import pytest
 
 from tasks.contracts.settings import TrainingSettings
-from tasks.training.micro_batch import is_out_of_memory, read_reduction, reduce
+from tasks.models.memory import is_out_of_memory
+from tasks.training.micro_batch import read_reduction, reduce
 from tasks.training.start import check_inputs
 from tasks.training.zero3_trainer import is_installed
 from tests.training import toy

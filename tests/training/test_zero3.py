@@ -23,14 +23,6 @@ LIMIT_S = 240
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("toy")
-    toy.make_model(root / "model")
-    toy.make_rows(root / "dataset")
-    return root
-
-
-@pytest.fixture(scope="module")
 def whole(home, tmp_path_factory) -> ToyJob:
     """The run that nothing happens to, with everything on each of two ranks."""
     root = tmp_path_factory.mktemp("whole")
@@ -40,10 +32,8 @@ def whole(home, tmp_path_factory) -> ToyJob:
 
 
 @pytest.fixture
-def toy_job(home, tmp_path):
-    return lambda **changes: ToyJob(
-        tmp_path, toy.arguments(tmp_path, home / "model", home / "dataset", **SETTINGS | changes)
-    )
+def zero3_job(toy_job):
+    return lambda **changes: toy_job(**SETTINGS | changes)
 
 
 def loaded_by_peft(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
@@ -60,8 +50,8 @@ def test_a_part_that_the_ranks_do_not_divide_is_filled_up():
 @needs_deepspeed
 @pytest.mark.integration
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_parts_change_what_a_rank_holds_and_nothing_that_is_learnt(home, toy_job, whole, checkpointing):
-    job = toy_job(strategy="zero3", gradient_checkpointing=checkpointing)
+def test_parts_change_what_a_rank_holds_and_nothing_that_is_learnt(home, zero3_job, whole, checkpointing):
+    job = zero3_job(strategy="zero3", gradient_checkpointing=checkpointing)
     attempt = job.start(2)
     assert attempt.wait(LIMIT_S) == [0, 0], attempt.output()
     assert_same_training(job, whole)
@@ -88,8 +78,8 @@ def test_parts_change_what_a_rank_holds_and_nothing_that_is_learnt(home, toy_job
 
 @needs_deepspeed
 @pytest.mark.integration
-def test_a_run_goes_on_from_parts_to_whole_to_parts_that_the_ranks_do_not_divide(toy_job, whole):
-    job = toy_job(strategy="zero3")
+def test_a_run_goes_on_from_parts_to_whole_to_parts_that_the_ranks_do_not_divide(zero3_job, whole):
+    job = zero3_job(strategy="zero3")
     attempt = job.start(2, signal={"rank": 1, "forward": 20, "number": int(signal.SIGTERM)})
     assert attempt.wait(LIMIT_S) == [75, 75], attempt.output()
     job.arguments["training"]["strategy"] = "ddp"
