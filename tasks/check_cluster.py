@@ -109,8 +109,10 @@ def _training(run: CheckRun) -> StageOutcome:
             narrow = spec.num_nodes * spec.processes_per_node < pool.world_size
             told = f"{Path(spec.folder).name}: {ended.error}"
             # Ranks of a narrower run are not those of the whole pool.
-            ranks = () if narrow and pool.backend != "local" else ended.culprit_ranks
-            return ended.model_copy(update={"error": told, "culprit_ranks": ranks, "seconds": time.monotonic() - began})
+            blame: dict[str, Any] = (
+                {"culprit_ranks": (), "culprit_nodes": ()} if narrow and pool.backend != "local" else {}
+            )
+            return ended.model_copy(update={"error": told, "seconds": time.monotonic() - began, **blame})
     return StageOutcome(stage="training", state="done", seconds=time.monotonic() - began)
 
 

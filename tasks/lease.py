@@ -88,9 +88,7 @@ def lease(path: Path, flow_run_id: str, on_lost: Callable[[], None]) -> Iterator
         "process": identity_of(os.getpid()),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _one_at_a_time(path):
-        _wait_for_the_other(path, mine)
-        write_json(path, mine)
+    _take(path, mine)
     done = threading.Event()
     thread = threading.Thread(target=_renew, args=(path, mine, done, on_lost), name="lease", daemon=True)
     thread.start()
@@ -124,17 +122,22 @@ def _is_of(path: Path, whose: Mapping[str, Any]) -> bool:
     return found is not None and all(getattr(found, name) == value for name, value in whose.items())
 
 
-def _wait_for_the_other(path: Path, mine: dict[str, Any]) -> None:
-    """Until the lease of a process that may be dead, on another machine, has run out."""
-    first = read_lease(path)
-    other = first
-    while other is not None and other.is_alive and (other.host, other.pid) != (mine["host"], mine["pid"]):
+def _take(path: Path, mine: dict[str, Any]) -> None:
+    """Write the lease, once that of a process that may be dead, on another machine, has run out."""
+    first: Lease | None = None
+    while True:
+        # The lock is left between two looks: a living driver needs it to renew.
+        with _one_at_a_time(path):
+            other = read_lease(path)
+            if other is None or not other.is_alive or (other.host, other.pid) == (mine["host"], mine["pid"]):
+                write_json(path, mine)
+                return
         if other.host == mine["host"] or (first is not None and other.age_s < first.age_s):
             raise DrivenElsewhere(
                 f"{path.parent} is driven by another process ({other}); wait for it, end it, or start under another --run"
             )
+        first = first or other
         time.sleep(1)
-        other = read_lease(path)
 
 
 def _renew(path: Path, mine: dict[str, Any], done: threading.Event, on_lost: Callable[[], None]) -> None:

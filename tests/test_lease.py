@@ -88,7 +88,9 @@ def test_a_driver_on_another_machine_that_renews_is_left_alone(tmp_path, monkeyp
 
     def renewed(seconds):
         looks.append(seconds)
-        written_by(path, "elsewhere", 1, "boot/0", 0)
+        # As its driver does: under the lock, which a waiting process must not keep.
+        with leases._one_at_a_time(path):
+            written_by(path, "elsewhere", 1, "boot/0", 0)
 
     monkeypatch.setattr(leases.time, "sleep", renewed)
     with pytest.raises(DrivenElsewhere, match="process 1 on elsewhere"), lease(path, "mine", nothing):

@@ -105,9 +105,11 @@ def _measure(
         algbw = size / statistics.median(slowest) / 1e9
         meeting.recorder.distribution(f"{name}_s", slowest, size_bytes=size_bytes)
         meeting.recorder.figure(f"{name}_algbw_gbytes_per_s", algbw, size_bytes=size_bytes)
-        meeting.recorder.figure(
-            f"{name}_busbw_gbytes_per_s", algbw * bus_factor(operation, len(ranks)), size_bytes=size_bytes
-        )
+        if len(ranks) > 1:
+            # One rank alone sends nothing over any bus.
+            meeting.recorder.figure(
+                f"{name}_busbw_gbytes_per_s", algbw * bus_factor(operation, len(ranks)), size_bytes=size_bytes
+            )
 
 
 def _slowest(seconds: Sequence[float]) -> float:

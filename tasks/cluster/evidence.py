@@ -40,22 +40,24 @@ class Evidence:
     own_versions: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
-    def place_names(self) -> dict[int, str]:
-        """The name of each node: its host's, with the node's number where several nodes are one host."""
-        hosts: dict[int, str] = {}
-        for records in self.records.values():
-            for record in records:
-                hosts.setdefault(record.node, record.host)
-        shared = len(set(hosts.values())) < len(hosts)
-        return {node: f"node{node}" if shared else host for node, host in sorted(hosts.items())}
+    def are_hosts_shared(self) -> bool:
+        """Whether several nodes of a stage are one host, as emulated ones are; their numbers then tell them apart."""
+        return any(
+            len({record.host for record in records}) < len({record.node for record in records})
+            for records in self.records.values()
+        )
+
+    def node_of(self, record: RankRecord) -> str:
+        """The name of the node that left a record: its host's, since every stage is a job that may number nodes anew."""
+        return f"node{record.node}" if self.are_hosts_shared else record.host
 
     def place(self, record: RankRecord) -> str:
-        """Where a process runs, as ``node1/gpu3``."""
-        return f"{self.node_name(record.node)}/{'gpu' if self.check.pool.gpus else 'process'}{record.process}"
+        """Where a process runs, as ``host-1/gpu3``."""
+        return f"{self.node_of(record)}/{'gpu' if self.check.pool.gpus else 'process'}{record.process}"
 
-    def node_name(self, node: int) -> str:
-        """A node's name, known or not."""
-        return self.place_names.get(node, f"node{node}")
+    def node_name(self, stage: str, node: int) -> str:
+        """The name of a stage's node, known or not; only a record of that very stage tells."""
+        return next((self.node_of(r) for r in self.records.get(stage, ()) if r.node == node), f"node{node}")
 
     def places_of_ranks(self, stage: str) -> dict[int, str]:
         """The place of each rank of a stage; of ranks without a record, by the usual order."""
@@ -68,7 +70,7 @@ class Evidence:
                 block = [nodes[r] for r in range(rank // width * width, (rank // width + 1) * width) if r in nodes]
                 free = [n for n in range(self.check.pool.num_nodes) if n not in nodes.values()]
                 node = block[0] if block else free[0] if len(free) == 1 else rank // width
-                found[rank] = f"{self.node_name(node)}/{unit}{rank % width}"
+                found[rank] = f"{self.node_name(stage, node)}/{unit}{rank % width}"
         return found
 
     def placed(self) -> list[Placed]:
@@ -87,9 +89,9 @@ class Evidence:
 def _place(name: str, evidence: Evidence, record: RankRecord) -> str:
     """Bandwidths of a group belong to all of it, whichever rank wrote them down; a filesystem's to the node."""
     if name.startswith(("shared_", "scratch_", "memory_total", "load_per", "clock_ahead")):
-        return evidence.node_name(record.node)
+        return evidence.node_of(record)
     if name.startswith("node_"):
-        return evidence.node_name(record.node)
+        return evidence.node_of(record)
     group = ("all_", "reduce_scatter", "broadcast", "send_recv")
     return "all" if name.startswith(group) else evidence.place(record)
 

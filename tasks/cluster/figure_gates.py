@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tasks.cluster.evidence import Evidence, history_key
 from tasks.cluster.layers import Better, better_of, drift, is_number, misses, outliers
+from tasks.cluster.training_figures import MAX_LOSS_DIFFERENCE_NATS
 from tasks.contracts.cluster_report import Finding, Layer, Placed, Status
 from tasks.contracts.cluster_settings import ThresholdSettings
 from tasks.hardware.reference import Chip, Fabric
@@ -16,7 +17,8 @@ ONLY_SHOWN = ("_algbw_gbytes_per_s", "memory_pattern_tested_gbytes", "memory_tot
 """Figures that have no gate here: they are context, or a gate of their own elsewhere looks at them."""
 GROUP_TIMES = ("all_reduce_s", "all_gather_s", "reduce_scatter_s", "all_to_all_s", "broadcast_s", "send_recv_s")
 """Gated as bandwidths."""
-HAVE_LIMITS_ALONE = ("lateness_s", "memory_pattern_wrong_bytes", "throttled_share")
+HAVE_LIMITS_ALONE = ("lateness_s", "memory_pattern_wrong_bytes", "throttled_share", "endurance_throttled_share",
+                     "endurance_slowdown_share", "training_loss_difference")  # fmt: skip
 """Below their limits differences do not matter, whatever share of each other they are."""
 LIMITS_OF_REFERENCE = {
     "all_reduce_busbw_gbytes_per_s@1073741824": 350.0,
@@ -110,15 +112,17 @@ def _judge(
             value=first.value, limit=first.typical, culprits=tuple(o.place for o in off), action=_action(name),
         )  # fmt: skip
     drifted = _drifted(evidence, found, better, thresholds)
-    if drifted:
+    if drifted and name not in HAVE_LIMITS_ALONE:
         place, effect = drifted[0]
         status = Status.FAIL if effect > min(0.95, 2 * thresholds.history_effect) else Status.WARN
         return finding(
             status, "history", f"{values[place]:.4g} on {place} is {effect:.0%} worse than in earlier runs",
             value=values[place], culprits=tuple(p for p, _ in drifted), action=_action(name),
         )  # fmt: skip
-    has_fleet = len(values) > 1
-    has_history = any(len(evidence.history.get(history_key(p), ())) >= thresholds.min_history for p in found.values())
+    has_fleet = len(values) > 1 and name not in HAVE_LIMITS_ALONE
+    has_history = name not in HAVE_LIMITS_ALONE and any(
+        len(evidence.history.get(history_key(p), ())) >= thresholds.min_history for p in found.values()
+    )
     if (
         limit is None
         and not has_fleet
@@ -151,9 +155,16 @@ def _limit(evidence: Evidence, references: References, name: str, size: int | No
         return thresholds.max_lateness_ms / 1e3, "limit", "thresholds.max_lateness_ms"
     if name == "training_scaling_efficiency":
         return thresholds.min_scaling_efficiency, "limit", "thresholds.min_scaling_efficiency"
-    if name in ("memory_pattern_wrong_bytes", "throttled_share"):
+    if name in ("memory_pattern_wrong_bytes", "throttled_share", "endurance_throttled_share"):
         return 0.0, "limit", "none is allowed"
+    if name == "endurance_slowdown_share":
+        return thresholds.max_slowdown_share, "limit", "thresholds.max_slowdown_share"
+    if name == "training_loss_difference":
+        return MAX_LOSS_DIFFERENCE_NATS, "limit", "two equal runs have equal losses"
     share = thresholds.floor_share
+    if name == "endurance_product_tflops_per_s":
+        precision = "bfloat16" if evidence.check.pool.gpus else "float32"
+        name = f"matrix_product_{precision}_tflops_per_s"
     if references.chip is not None and name in references.chip.figures:
         return share * references.chip.figures[name], "floor", f"{share:.0%} of what {references.chip.name} reaches"
     fabric = _fabric_of(evidence, references, name)

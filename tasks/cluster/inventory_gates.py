@@ -43,18 +43,18 @@ def _finding(
 def _equal(evidence: Evidence, records: Sequence[RankRecord], name: str) -> Finding:
     is_count = name in ("num_processors", "num_threads")
     # The node is what has a version; a process only shows it.
-    values = {evidence.place(r) if is_count else evidence.node_name(r.node): r.facts.get(name) for r in records}
+    values = {evidence.place(r) if is_count else evidence.node_of(r): r.facts.get(name) for r in records}
     action = (
         "look at its CPU affinity, cgroup and OMP_NUM_THREADS" if is_count else f"make {name} the same on all nodes"
     )
     numbers = [value for value in values.values() if isinstance(value, int)]
     # Of two halves, the one with fewer is the one that lacks something; a version is held against the submitting process's.
     usual = max(numbers) if is_count and numbers else evidence.own_versions.get(name)
-    bad = _minority(values, usual)
+    bad = minority(values, usual)
     return _finding(f"equal_{name}", "equality", bad, f"{next(iter(values.values()))} on all", action)
 
 
-def _minority(values: Mapping[str, Any], in_doubt: Any = None) -> dict[str, str]:
+def minority(values: Mapping[str, Any], in_doubt: Any = None) -> dict[str, str]:
     """Who differs from what most have.
 
     Args:
@@ -78,9 +78,9 @@ def _clocks(evidence: Evidence, records: Sequence[RankRecord]) -> Finding:
     for record in records:
         ahead = next((f.value for f in record.figures if f.name == "clock_ahead_s"), None)
         if ahead is None or ahead != ahead:
-            bad[evidence.node_name(record.node)] = "its clock was not read"
+            bad[evidence.node_of(record)] = "its clock was not read"
         elif abs(ahead) > limit:
-            bad[evidence.node_name(record.node)] = f"{ahead:+.1f} s against rank 0's clock (limit {limit:g})"
+            bad[evidence.node_of(record)] = f"{ahead:+.1f} s against rank 0's clock (limit {limit:g})"
         worst = max(worst, abs(ahead or 0.0))
     return _finding(
         "clock_skew",
@@ -99,7 +99,7 @@ def _gpus_of(evidence: Evidence, records: Sequence[RankRecord]) -> tuple[dict[st
     for record in records:
         if record.process != 0:
             continue
-        node, gpus = evidence.node_name(record.node), record.facts.get("gpus")
+        node, gpus = evidence.node_of(record), record.facts.get("gpus")
         if not isinstance(gpus, list) or any(not isinstance(gpu, dict) for gpu in gpus):
             bad[node] = "what its driver says of GPUs cannot be understood"
             continue
@@ -122,7 +122,7 @@ def _gpus(evidence: Evidence, records: Sequence[RankRecord]) -> list[Finding]:
         )
     ]
     for name in EQUAL_GPU:
-        bad = _minority({place: gpu.get(name) for place, gpu in gpus.items()})
+        bad = minority({place: gpu.get(name) for place, gpu in gpus.items()})
         findings.append(
             _finding(f"equal_gpu_{name}", "equality", bad, "the same on all GPUs", f"make {name} the same on all GPUs")
         )
@@ -164,7 +164,7 @@ def _gpus(evidence: Evidence, records: Sequence[RankRecord]) -> list[Finding]:
     for record in records:
         seen = record.facts.get("xids")
         if record.process == 0 and seen != []:
-            xids[evidence.node_name(record.node)] = str(seen[-1]) if isinstance(seen, list) else str(seen or "not told")
+            xids[evidence.node_of(record)] = str(seen[-1]) if isinstance(seen, list) else str(seen or "not told")
     findings.append(
         _finding(
             "xid", "limit", xids, "none in the kernel's log", "look the number up in NVIDIA's XID table", Status.WARN
@@ -176,7 +176,7 @@ def _gpus(evidence: Evidence, records: Sequence[RankRecord]) -> list[Finding]:
 def _links(evidence: Evidence, records: Sequence[RankRecord]) -> list[Finding]:
     """InfiniBand and RoCE ports: all up, as many and as fast as on the other nodes."""
     by_node = {
-        evidence.node_name(r.node): r.facts.get("infiniband") for r in records if r.process == 0
+        evidence.node_of(r): r.facts.get("infiniband") for r in records if r.process == 0
     }  # fmt: skip
     down: dict[str, str] = {}
     rates: dict[str, Any] = defaultdict(str)
@@ -193,7 +193,7 @@ def _links(evidence: Evidence, records: Sequence[RankRecord]) -> list[Finding]:
         _finding(
             "equal_links",
             "equality",
-            _minority(rates),
+            minority(rates),
             "as many and as fast on all nodes",
             "see ibstat on both; reseat or replace",
         ),

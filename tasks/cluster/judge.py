@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from tasks.cluster.evidence import Evidence
 from tasks.cluster.figure_gates import LIMITS_OF_REFERENCE, References, figure_findings
-from tasks.cluster.inventory_gates import inventory_findings
+from tasks.cluster.inventory_gates import inventory_findings, minority
 from tasks.cluster.pairs import localise, slow_routes
 from tasks.cluster.transport import transport_findings
 from tasks.contracts.cluster_report import Finding, Status, Suspect
@@ -14,6 +14,8 @@ from tasks.hardware.reference import chip_of, fabric_of
 
 ORDER = (Status.FAIL, Status.ERROR, Status.WARN, Status.PASS, Status.SKIP)
 """Worst first. SKIP comes last: it is no verdict at all where nothing else is."""
+GAVE_WAY = "gave_way"
+"""The gate of a stage whose pool was taken: a check with one is no verdict, whatever its earlier stages say."""
 NOT_RUN = ("skipped", "yielded", "error")
 FABRIC_OF_RATE = {400.0: "infiniband_ndr", 200.0: "infiniband_hdr"}
 
@@ -51,6 +53,7 @@ def judge(evidence: Evidence) -> list[Finding]:
     references, _ = references_of(evidence)
     findings = [
         *_stage_findings(evidence),
+        *_same_nodes(evidence),
         *inventory_findings(evidence),
         *_problem_findings(evidence),
         *_equal_steps(evidence),
@@ -63,8 +66,11 @@ def judge(evidence: Evidence) -> list[Finding]:
 
 
 def status_of(findings: Sequence[Finding]) -> Status:
-    """The check's: the worst of all; PASS and WARN alone are good enough."""
+    """The check's: the worst of all; PASS and WARN alone are good enough. SKIP where it gave way before its end."""
     found = {finding.status for finding in findings}
+    if not found & {Status.FAIL, Status.ERROR} and any(finding.gate == GAVE_WAY for finding in findings):
+        # What was measured before may be sound, and what was asked for was not measured.
+        return Status.SKIP
     return next((status for status in ORDER if status in found), Status.ERROR)
 
 
@@ -103,16 +109,15 @@ def _stage_findings(evidence: Evidence) -> list[Finding]:
         places = evidence.places_of_ranks(stage)
         unreadable = list(evidence.unreadable.get(stage, ()))
         if outcome.state in ("skipped", "yielded"):
-            findings.append(
-                Finding(stage=stage, gate="finished", status=Status.SKIP, layer="presence", detail=outcome.error)
-            )
+            gate = GAVE_WAY if outcome.state == "yielded" else "finished"
+            findings.append(Finding(stage=stage, gate=gate, status=Status.SKIP, layer="presence", detail=outcome.error))
             continue
         silent: list[int] = []
         if stage != "training":
             known = {record.rank for record in evidence.records.get(stage, ())} | {rank for rank, _ in unreadable}
             silent = [rank for rank in range(evidence.check.pool.world_size) if rank not in known]
         blamed = [places.get(rank, f"rank {rank}") for rank in outcome.culprit_ranks]
-        blamed += [evidence.node_name(node) for node in outcome.culprit_nodes]
+        blamed += [evidence.node_name(stage, node) for node in outcome.culprit_nodes]
         blamed += [places[rank] for rank, _ in unreadable]
         if outcome.state == "done":
             blamed += [places[rank] for rank in silent]
@@ -137,12 +142,30 @@ def _stage_findings(evidence: Evidence) -> list[Finding]:
     return findings
 
 
+def _same_nodes(evidence: Evidence) -> list[Finding]:
+    """Whether all stages measured the same machines: a scheduler may give each job others."""
+    hosts = {stage: {r.host for r in records} for stage, records in evidence.records.items() if records}
+    if len(hosts) < 2:
+        return []
+    all_of_them = set().union(*hosts.values())
+    partly = sorted(host for host in all_of_them if any(host not in seen for seen in hosts.values()))
+    return [
+        Finding(
+            stage="inventory", gate="same_nodes", status=Status.WARN if partly else Status.PASS, layer="presence",
+            detail=f"not in every stage: {', '.join(partly)}" if partly else f"{len(all_of_them)} hosts in every stage",
+            action="name the nodes (a reservation, pool.slurm.constraint, node selectors), so that all stages measure the same"
+            if partly else "",
+        )
+    ]  # fmt: skip
+
+
 def _limits_without_a_gate(evidence: Evidence, findings: Sequence[Finding]) -> list[Finding]:
     """Limits that were asked for and that no measurement met: a limit that cannot be missed is no limit."""
     thresholds = evidence.check.thresholds
     wanted = {*thresholds.overrides, *(LIMITS_OF_REFERENCE if thresholds.profile == "reference" else ())}
     met = {f.gate for f in findings} | {f"{f.gate}@{f.size_bytes}" for f in findings} | {"pair_gbytes_per_s"}
-    is_whole = all(outcome.state not in NOT_RUN for outcome in evidence.outcomes.values())
+    asked = [evidence.outcomes.get(stage) for stage in evidence.check.stages]
+    is_whole = all(outcome is not None and outcome.state not in NOT_RUN for outcome in asked)
     return [
         Finding(
             stage="inventory", gate=f"limit {name}", status=Status.FAIL if is_whole else Status.SKIP, layer="limit",
@@ -164,9 +187,11 @@ def _problem_findings(evidence: Evidence) -> list[Finding]:
     findings = []
     usual = {
         "devices": ["memory_pattern_correct", "step_repeats_bitwise"],
-        "collectives": [f"{o}_correct" for o in evidence.check.collectives.operations] + ["pair_correct"],
+        "collectives": [f"{o}_correct" for o in evidence.check.collectives.operations]
+        + ["pair_correct"] * (evidence.check.pool.world_size > 1),
         "storage": ["shared_writable", "shared_correct", "shared_is_one", "scratch_writable", "scratch_correct"],
         "training": ["loss_repeats"],
+        "endurance": ["endurance_correct"],
     }
     for stage, outcome in evidence.outcomes.items():
         if outcome.state in NOT_RUN:
@@ -174,7 +199,7 @@ def _problem_findings(evidence: Evidence) -> list[Finding]:
         seen: dict[str, dict[str, str]] = defaultdict(dict)
         for record in evidence.records.get(stage, ()):
             for problem in record.problems:
-                place = evidence.node_name(record.node) if stage == "storage" else evidence.place(record)
+                place = evidence.node_of(record) if stage == "storage" else evidence.place(record)
                 seen[problem.gate].setdefault(place, problem.error)
         for problem in evidence.training_problems if stage == "training" else ():
             seen[problem.gate].setdefault("all", problem.error)
@@ -213,9 +238,8 @@ def _equal_steps(evidence: Evidence) -> list[Finding]:
     }
     if len(digests) < 2:
         return []
-    values = list(digests.values())
-    usual = max(set(values), key=values.count)
-    off = tuple(place for place, digest in digests.items() if digest != usual)
+    # Of two halves either may be wrong: then all are named.
+    off = tuple(minority(digests))
     return [
         Finding(
             stage="devices", gate="step_equal_on_all", status=Status.FAIL if off else Status.PASS, layer="correctness",
@@ -270,7 +294,12 @@ def expected_figures(evidence: Evidence) -> list[tuple[str, str, int | None, str
                 names += ["matrix_product_bfloat16_tflops_per_s", "host_to_device_gbytes_per_s", "device_to_host_gbytes_per_s",
                           "throttled_share"]  # fmt: skip
             found += [(stage, name, None, place) for name in names for place in places]
-        elif stage == "collectives":
+        elif stage == "endurance":
+            names = ["endurance_product_tflops_per_s", "endurance_slowdown_share"]
+            names += ["endurance_throttled_share"] * check.pool.gpus
+            found += [(stage, name, None, place) for name in names for place in places]
+        elif stage == "collectives" and check.pool.world_size > 1:
+            # One rank alone moves nothing.
             for size in check.collectives.sizes_bytes():
                 found += [(stage, f"{o}_busbw_gbytes_per_s", size, "all") for o in check.collectives.operations]
                 if "all_reduce" in check.collectives.operations:

@@ -66,7 +66,7 @@ def _nodes(evidence: Evidence) -> list[NodeFacts]:
             names = tuple(str(gpu.get("name")) for gpu in gpus) or (str(record.facts.get("processor")),)
             facts = {k: v for k, v in record.facts.items() if k not in ("gpus", "infiniband", "xids")}
             found[record.node] = NodeFacts(
-                name=evidence.node_name(record.node), host=record.host, devices=names, facts=facts
+                name=evidence.node_of(record), host=record.host, devices=names, facts=facts
             )  # fmt: skip
     return [found[node] for node in sorted(found)]
 

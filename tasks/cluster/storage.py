@@ -47,19 +47,28 @@ def _large(meeting: Meeting, settings: StorageProbeSettings, name: str, folder: 
     block = os.urandom(min(BLOCK_BYTES, total))
     began = time.perf_counter()
     with path.open("wb", buffering=0) as file:
-        left = total
-        while left > 0:
-            left -= file.write(block[:left])
+        written = 0
+        while written < total:
+            # A write may be short: the next goes on where it ended.
+            start = written % len(block)
+            written += file.write(block[start : start + total - written])
         os.fsync(file.fileno())
     meeting.recorder.figure(f"{name}_write_gbytes_per_s", total / (time.perf_counter() - began) / 1e9)
     with path.open("rb", buffering=0) as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         began, read = time.perf_counter(), 0
-        while data := file.read(BLOCK_BYTES):
-            if data != block[: len(data)]:
+        # So is a read, at its place in the block.
+        while data := file.read(len(block) - read % len(block)):
+            start = read % len(block)
+            if data != block[start : start + len(data)]:
                 meeting.recorder.problem(f"{name}_correct", f"{path} does not hold at byte {read} what was written")
                 break
             read += len(data)
+        else:
+            if read != total:
+                meeting.recorder.problem(
+                    f"{name}_correct", f"{path} ends after {read} of {total} bytes that were written"
+                )
         seconds = time.perf_counter() - began
     meeting.recorder.figure(f"{name}_read_gbytes_per_s", read / seconds / 1e9)
 
@@ -84,15 +93,15 @@ def _small(meeting: Meeting, settings: StorageProbeSettings, name: str, folder: 
 
 def _is_one(meeting: Meeting, shared: Path) -> None:
     """What the first rank writes, all see: a folder that each node has for itself looks mounted, and is not shared."""
-    path = shared / ".cluster-check-is-shared"
-    word = ""
+    # A name of its own: another check on this filesystem must not overwrite it.
+    word = meeting.gather(os.urandom(8).hex())[0]
+    path = shared / f".cluster-check-{word}"
     if meeting.rank == 0:
-        word = os.urandom(8).hex()
         try:
             path.write_text(word)
         except OSError as error:
             meeting.recorder.problem("shared_writable", f"{path}: {error.strerror or error}")
-    word = meeting.gather(word)[0]
+    meeting.begin("reading what the first rank wrote")
     try:
         seen = path.read_text()
     except OSError as error:

@@ -94,7 +94,7 @@ def transport_findings(evidence: Evidence) -> list[Finding]:
         transport = record.facts.get("transport")
         if record.process != 0:
             continue
-        node = evidence.node_name(record.node)
+        node = evidence.node_of(record)
         if not isinstance(transport, dict):
             bad[node] = "NCCL's transport was not told"
             continue
@@ -123,5 +123,5 @@ def _adapters(evidence: Evidence) -> dict[str, int]:
     for record in records:
         transport = record.facts.get("transport")
         if record.process == 0 and isinstance(transport, dict):
-            found[evidence.node_name(record.node)] = len(transport.get("adapters") or [])
+            found[evidence.node_of(record)] = len(transport.get("adapters") or [])
     return found

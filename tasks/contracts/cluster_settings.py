@@ -111,6 +111,8 @@ class ThresholdSettings(Settings):
     """A rank that comes so much later than the others to collectives, at the median, holds them up."""
     max_clock_skew_s: float = Field(default=1.0, gt=0)
     """Difference between the nodes' clocks."""
+    max_slowdown_share: float = Field(default=0.05, ge=0, lt=1)
+    """By what share products may be slower at the end of `soak_minutes` than at their beginning."""
     min_scaling_efficiency: float = Field(default=0.85, gt=0, le=1)
     """Training throughput per rank on all ranks, as a share of one rank's by itself."""
     overrides: dict[str, float] = Field(

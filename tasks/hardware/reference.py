@@ -67,7 +67,7 @@ def chip_of(device: str) -> Chip | None:
     """The chip that a device's own name (``NVIDIA H100 80GB HBM3``) or a chip's name tells; None: not among ours."""
     words = device.upper().replace("-", " ").split()
     for name, values in _read()["chips"].items():
-        if any(match in words for match in values["match"]):
+        if any(match in words for match in values["match"]) and not set(words) & set(values.get("except", ())):
             figures = {key: float(entry["value"]) for key, entry in values["figures"].items()}
             return Chip(name, values["node_fabric"], figures)
     return None

@@ -13,6 +13,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,23 +132,26 @@ class LocalPool:
         was_final = self.state(job).is_final
         runner = _runner(attempt)
         if runner is not None:
-            runner.send_signal(signal.SIGTERM)
-            try:
-                runner.wait(25)
-            except psutil.TimeoutExpired:
-                runner.kill()
+            # It may end between the look and the signal.
+            with suppress(psutil.NoSuchProcess):
+                runner.send_signal(signal.SIGTERM)
+                try:
+                    runner.wait(25)
+                except psutil.TimeoutExpired:
+                    runner.kill()
         # Ranks have sessions of their own, and a killed agent does not take them along: find them by the token.
         token = read_json(attempt / "handle.json")["token"]
         deadline = time.monotonic() + KILL_LIMIT_S
         while remaining := _processes_with(token):
             if time.monotonic() > deadline:
-                told = ", ".join(f"{p.pid} ({p.status()})" for p in remaining if p.is_running())
+                told = ", ".join(str(p.pid) for p in remaining)
                 raise PoolError(
                     f"processes {told} of {attempt} still live {KILL_LIMIT_S} s after they were killed; one that waits "
                     "for a disk or a GPU (disk-sleep) ends when that answers, or with the machine"
                 )
             for process in remaining:
-                process.kill()
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
             psutil.wait_procs(remaining, timeout=5)
         if not was_final and not (attempt / "exit.json").exists():
             write_json(attempt / "exit.json", CANCELLED | {"exit_codes": []})

@@ -1,5 +1,6 @@
 """The adapter merged into a copy of its base: one model to ship, checked against base and adapter on real prompts."""
 
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,10 +45,12 @@ def merge_adapter(base: Path, adapter: Path, rows: Dataset, final: Path) -> Mapp
     model = PeftModel.from_pretrained(_float32(base), adapter)
     expected = _logits(model, prompts)
     merged = model.merge_and_unload()
-    difference = max(
+    differences = [
         float((a - b).abs().max() / b.abs().max()) for a, b in zip(_logits(merged, prompts), expected, strict=True)
-    )
-    if difference > MAX_DIFFERENCE:
+    ]
+    # max() hides a NaN or not by its place.
+    difference = math.nan if any(map(math.isnan, differences)) else max(differences)
+    if not difference <= MAX_DIFFERENCE:
         raise BadMerge(
             f"the merged model's logits differ by {difference:.2g} of the largest (limit {MAX_DIFFERENCE:g})"
         )

@@ -7,7 +7,7 @@ from tasks.cluster.evidence import Evidence
 from tasks.cluster.figure_gates import References
 from tasks.cluster.judge import expected_figures, judge, references_of
 from tasks.contracts.cluster_report import Figure, Finding, RankRecord, StageOutcome, Status
-from tasks.contracts.cluster_settings import ClusterCheck
+from tasks.contracts.cluster_settings import STAGES, ClusterCheck
 from tasks.hardware.reference import fabric_of
 
 GPU = {
@@ -26,7 +26,8 @@ SOUND = {
     "matrix_product_bfloat16_tflops_per_s": 740.0, "matrix_product_float32_tflops_per_s": 50.0,
     "memory_copy_gbytes_per_s": 2900.0, "host_to_device_gbytes_per_s": 55.0, "device_to_host_gbytes_per_s": 55.0, "step_s": 0.004,
     "memory_pattern_wrong_bytes": 0.0, "throttled_share": 0.0, "lateness_s": 0.00002, "training_tokens_per_s_per_gpu": 12000.0,
-    "training_loss_difference": 0.0, "training_scaling_efficiency": 0.97,
+    "training_loss_difference": 0.0, "training_scaling_efficiency": 0.97, "endurance_product_tflops_per_s": 740.0,
+    "endurance_slowdown_share": 0.01, "endurance_throttled_share": 0.0,
 }  # fmt: skip
 """By name; bandwidths between GPUs follow the reference, the rest is 1."""
 
@@ -37,7 +38,12 @@ class Cluster:
     def __init__(self, num_nodes: int = 2, width: int = 8, *, gpus: bool = True, **check: Any) -> None:
         pool = {"num_nodes": num_nodes, "processes_per_node": width, "gpus": gpus, "max_retries": 0}
         self.check = ClusterCheck(**{"pool": pool, "collectives": {"size_factor": 64}, **check})
-        self.outcomes = {stage: StageOutcome(stage=stage, state="done", seconds=1.0) for stage in self.check.stages}
+        # Every stage has an outcome, as in a real check; those that nobody asked for were left out.
+        self.outcomes = {
+            stage: StageOutcome(stage=stage, state="done", seconds=1.0) if stage in self.check.stages
+            else StageOutcome(stage=stage, state="skipped", error="not asked for")
+            for stage in STAGES
+        }  # fmt: skip
         self.history: Mapping[str, Sequence[float]] = {}
         self.own_versions: Mapping[str, str] = {}
         self.records: dict[str, list[RankRecord]] = {

@@ -2,10 +2,12 @@
 
 import pytest
 
+from tasks.cluster.evidence import history_key
 from tasks.cluster.judge import references_of, status_of, suspects_of
 from tasks.contracts.cluster_report import Problem, StageOutcome, Status
 from tasks.contracts.cluster_settings import ClusterCheck
 from tasks.contracts.deployments import deployment_values
+from tasks.hardware.reference import chip_of
 from tests.cluster.clusters import GPU, Cluster
 
 
@@ -287,3 +289,74 @@ def test_what_could_not_be_run_is_an_error():
     cluster.outcomes["storage"] = StageOutcome(stage="storage", state="error", error="sbatch: refused")
     cluster.records["storage"] = []
     assert status_of(cluster.findings()) is Status.ERROR
+
+
+def test_a_check_that_gives_way_in_the_middle_is_no_pass():
+    cluster = Cluster()
+    for stage in ("collectives", "storage", "training"):
+        cluster.outcomes[stage] = StageOutcome(stage=stage, state="yielded", error="the pool is taken by others")
+        cluster.records[stage] = []
+    cluster.training = []
+    assert status_of(cluster.findings()) is Status.SKIP
+    cluster.figure("devices", "memory_pattern_wrong_bytes", 3, 4)
+    assert status_of(cluster.findings()) is Status.FAIL
+
+
+def test_a_later_job_that_numbers_the_nodes_the_other_way_round_blames_the_host_that_was_bad():
+    cluster = Cluster()
+    cluster.change("devices", lambda r: r.model_copy(update={"host": f"host-{1 - r.node}"}))
+    cluster.figure("devices", "memory_copy_gbytes_per_s", 2000.0, 9)
+    assert cluster.bad()["devices/memory_copy_gbytes_per_s"].culprits == ("host-0/gpu1",)
+    cluster.change("devices", lambda r: r.model_copy(update={"host": "host-7"}), *range(8))
+    finding = cluster.bad()["inventory/same_nodes"]
+    assert (finding.status, finding.detail) == (Status.WARN, "not in every stage: host-1, host-7")
+
+
+ENDURANCE = ("inventory", "devices", "endurance")
+
+
+def test_a_fleet_that_throttles_or_slows_down_under_sustained_load_fails():
+    assert Cluster(stages=ENDURANCE, soak_minutes=10).bad() == {}
+    for name, value in (
+        ("endurance_throttled_share", 0.9),
+        ("endurance_slowdown_share", 0.45),
+        ("endurance_product_tflops_per_s", 400.0),
+    ):
+        cluster = Cluster(stages=ENDURANCE, soak_minutes=10)
+        cluster.figure("endurance", name, value)
+        finding = cluster.bad()[f"endurance/{name}"]
+        assert (finding.status, len(finding.culprits)) == (Status.FAIL, 16)
+
+
+def test_small_differences_below_a_limit_are_neither_outliers_nor_drift():
+    cluster = Cluster(2, 1, stages=ENDURANCE, soak_minutes=10)
+    cluster.figure("endurance", "endurance_slowdown_share", 0.0, 0)
+    cluster.figure("endurance", "endurance_slowdown_share", 0.003, 1)
+    assert cluster.bad() == {}
+    cluster = Cluster()
+    cluster.figure("collectives", "lateness_s", 0.00004)
+    cluster.training = [
+        f.model_copy(update={"value": 2e-6}) if f.name == "training_loss_difference" else f for f in cluster.training
+    ]
+    late = {history_key(p): [0.00002] * 6 for p in cluster.evidence.placed() if p.figure.name == "lateness_s"}
+    cluster.history = {**late, "training/training_loss_difference/all": [0.0] * 6}
+    assert cluster.bad() == {}
+
+
+def test_two_gpus_that_disagree_on_the_bits_accuse_neither_alone():
+    cluster = Cluster(1, 2)
+    cluster.fact("devices", "step_sha256", "other", 1)
+    assert set(cluster.bad()["devices/step_equal_on_all"].culprits) == {"host-0/gpu0", "host-0/gpu1"}
+
+
+def test_one_rank_alone_is_held_against_no_fabric():
+    cluster = Cluster(1, 1, stages=("inventory", "devices", "collectives"))
+    gates = {f.gate for f in cluster.findings()}
+    assert not [gate for gate in gates if "busbw" in gate or gate.startswith("pair")]
+
+
+def test_cards_with_other_memory_or_power_are_not_held_against_the_sxm_ones():
+    assert chip_of("NVIDIA H100 80GB HBM3").name == "H100"
+    assert chip_of("NVIDIA A100-SXM4-80GB").name == "A100"
+    for name in ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB", "NVIDIA H100 PCIe", "NVIDIA H100 NVL"):
+        assert chip_of(name) is None
