@@ -67,6 +67,7 @@ def cluster_check(check: ClusterCheck, overrides: Sequence[str] = (), run: str |
     check = settings_of(check.model_dump(mode="json"), overrides)
     folder = CheckFolder(check.storage, run or str(current_flow_run.id))
     check_pool(check)
+    check_name(folder, str(current_flow_run.id))
     started = start_check(check, folder)
     try:
         report = run_stages(started)
@@ -110,12 +111,28 @@ def start_check(check: ClusterCheck, folder: CheckFolder) -> CheckRun:
     }
     mlflow_run = tracking.start_parent(folder.run, tags)
     folder.root.mkdir(parents=True, exist_ok=True)
-    values = {"check": check.model_dump(mode="json"), "git_revision": git_revision(), "mlflow_run_id": mlflow_run}
+    values = {
+        "check": check.model_dump(mode="json"),
+        "git_revision": git_revision(),
+        "mlflow_run_id": mlflow_run,
+        "flow_run_id": str(current_flow_run.id or ""),
+    }
     write_json(folder.root / "check.json", values)
     link(folder.latest, folder.root)
     tracking.log_params(mlflow_run, check.model_dump(mode="json"))
     get_run_logger().info("check %s in %s; MLflow: %s", folder.run, folder.root, tracking.link(mlflow_run))
     return CheckRun(check, folder, tracking, mlflow_run, threading.Event())
+
+
+def check_name(folder: CheckFolder, flow_run_id: str | None = None) -> None:
+    """Refuse the name of an earlier check: its measurements would be judged as this one's. A retry of its flow run may go on.
+
+    Raises:
+        SettingsError: it is taken.
+    """
+    path = folder.root / "check.json"
+    if path.exists() and (flow_run_id is None or read_json(path).get("flow_run_id") != flow_run_id):
+        raise SettingsError(f"there is a check {folder.run} in {folder.root.parent} already; give another --run")
 
 
 def settings_of(values: dict[str, Any], overrides: Sequence[str]) -> ClusterCheck:
@@ -133,6 +150,7 @@ def main() -> int:
             check.storage, arguments.run or f"{arguments.deployment}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
         )
         check_pool(check)
+        check_name(folder)
     except (SettingsError, ValueError) as error:
         print("error: these settings cannot be used:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)
         return BAD_SETTINGS
@@ -153,7 +171,12 @@ def _tell(state: State, folder: CheckFolder) -> int:
     if state.is_cancelled():
         print(f"\n{state.message}", file=sys.stderr)
         return INTERRUPTED
-    if not path.exists():
+    # Told from a verdict by its name: whatever lies there is then not this check's last word.
+    is_judged = state.is_completed() or state.name in (
+        f"Check{Status.FAIL.value.title()}",
+        f"Check{Status.ERROR.value.title()}",
+    )
+    if not is_judged or not path.exists():
         print(f"\nerror: the check failed: {state.message}\nlogs: {folder.jobs}", file=sys.stderr)
         return ERROR
     report = Report.model_validate(read_json(path))

@@ -105,6 +105,8 @@ def _drive(experiment: Experiment, folder: RunFolder, stop: threading.Event) -> 
     if comparison.passed:
         end_run(started, "FINISHED")
         return Completed(message=f"PASS. {comparison.statement}")
+    # Every stage ended well, also one of whose end a server was not told at the time.
+    started.tracking.end_open_children(started.mlflow_run_id, "FINISHED")
     end_run(started, "FAILED")
     missed = "; ".join(f"{g.description}: {g.value} against {g.threshold}" for g in comparison.gates if not g.passed)
     return Failed(name="GatesFailed", message=f"FAIL. Gates not met: {missed}. {comparison.statement}")

@@ -82,8 +82,9 @@ def run_stage(run: Driven, stage: str, job: JobSpec) -> StageResult:
         on_away=lambda away: logger.warning("%s: waiting for the scheduler: %s", stage, away),
         pause=pause,
     )
-    run.tracking.log_metrics(children[-1], {"stage/seconds": result["finished"] - result["started"]})
-    progress.finish()
+    with cause_first("FINISHED"):
+        run.tracking.log_metrics(children[-1], {"stage/seconds": result["finished"] - result["started"]})
+        progress.finish()
     return StageResult(result, children[-1])
 
 
@@ -102,7 +103,9 @@ def child_run(run: Driven, stage: str, tags: Mapping[str, str] | None = None) ->
     except BaseException as error:
         _end_badly(run, child, "FAILED", f"{type(error).__name__}: {error}")
         raise
-    run.tracking.end(child, "FINISHED")
+    # What has ended well stays so: other stages' jobs are not ended because a server is away. The run's own end tells again.
+    with cause_first("FINISHED"):
+        run.tracking.end(child, "FINISHED")
 
 
 def _end_badly(run: Driven, child: str, status: Status, error: str = "", logs: Sequence[Path] = ()) -> None:
@@ -115,11 +118,11 @@ def _end_badly(run: Driven, child: str, status: Status, error: str = "", logs: S
 
 @contextmanager
 def cause_first(status: Status) -> Iterator[None]:
-    """Around telling MLflow of a bad end: an MLflow that cannot be told must not take the place of what went wrong."""
+    """Around telling the servers of an end: one that cannot be told must not take the place of what really happened."""
     try:
         yield
     except Exception as untold:
-        get_run_logger().error("MLflow could not be told of the end %s and may still show RUNNING: %s", status, untold)
+        get_run_logger().error("the end %s could not be told and may still be shown as running: %s", status, untold)
 
 
 def keep(run: Run, at: Path, kind: str, digest: str | None) -> tuple[Path, bool]:

@@ -53,11 +53,15 @@ class Sampler:
 
     Args:
         read: one sample; None: there is no GPU, and nothing is sampled.
+
+    Attributes:
+        error: why sampling ended before the block did; None while it goes on.
     """
 
     def __init__(self, read: Callable[[], Sample] | None, every_s: float = READ_S) -> None:
         self._read, self._every_s = read, every_s
         self._samples: list[Sample] = []
+        self.error: str | None = None
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -96,7 +100,12 @@ class Sampler:
     def _sample(self) -> None:
         assert self._read is not None
         while not self._done.wait(self._every_s):
-            self._samples.append(self._read())
+            try:
+                self._samples.append(self._read())
+            except Exception as error:
+                # The driver's, of whatever kind. Whoever uses the figures finds none from here on, and why.
+                self.error = f"{type(error).__name__}: {error}"
+                return
 
 
 def _reader(process: int) -> Callable[[], Sample]:

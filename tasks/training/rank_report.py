@@ -98,7 +98,10 @@ class RankClock:
                 self._work_us, self._work_tokens = round(first.elapsed_time(last) * 1e3), self._tokens
         before, self._moved = self._moved, self._counters()
         network, storage = ((now - then) // 1000 for now, then in zip(self._moved, before, strict=True))
-        if samples := self._gpu.take():
+        if self._gpu.error is not None:
+            # Old figures must not look like new ones.
+            self._gpu_figures = (0, 0, 0, 0)
+        elif samples := self._gpu.take():
             self._gpu_figures = (
                 _mean(samples, "use_percent"),
                 _mean(samples, "memory_share", 1000),

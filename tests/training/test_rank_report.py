@@ -76,6 +76,17 @@ def test_the_samples_of_a_gpu_are_sent_once_and_the_last_ones_stand_until_there_
         assert (told.gpu_use_percent, told.gpu_memory_permille, told.gpu_power_watts) == (90, 800, 500)
 
 
+def test_a_driver_that_stops_answering_leaves_no_figures_that_look_new():
+    answers = [{"use_percent": 90, "memory_share": 0.8, "power_watts": 500, "temperature_celsius": 55}]
+    with Sampler(answers.pop, every_s=0.001) as gpu:
+        clock = RankClock(local_rank=0, gpu=gpu)
+        deadline = time.monotonic() + 20
+        while gpu.error is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert gpu.error == "IndexError: pop from empty list"
+        assert clock.report(0).gpu_memory_permille == 0
+
+
 @pytest.mark.integration
 def test_a_slow_rank_is_named_in_the_log_and_the_metrics(tmp_path):
     toy.make_model(tmp_path / "model")
