@@ -20,6 +20,15 @@ from tasks.train_adapter import TrainedAdapter
 
 Which = Literal["baseline", "finetuned"]
 LIBRARIES = ("torch", "transformers", "tokenizers")
+ASKED_BY = (
+    "inference/plain_conversations.jsonl",
+    "dataset/bfcl.py",
+    "dataset/sources/literals.py",
+    "contracts/call_check.py",
+    "contracts/conversation.py",
+    "contracts/prediction.py",
+)
+"""What else, besides the folders of inference, rendering and models, decides what is asked and how an answer is read."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +111,9 @@ def _baseline_digest(run: Run, dataset: PreparedDataset) -> str | None:
         return None
     folder = Path(__file__).parent
     code = [p for name in ("inference", "dataset/rendering", "models") for p in (folder / name).rglob("*.py")]
-    code.append(folder / "inference" / "plain_conversations.jsonl")
+    code += [folder / name for name in ASKED_BY]
     settings = run.experiment.inference.model_dump(mode="json", exclude={"adapter"})
+    libraries = (*LIBRARIES, *(["bfcl-eval"] if run.experiment.inference.suites else []))
     return digest_of(
         {
             "model": model,
@@ -111,6 +121,6 @@ def _baseline_digest(run: Run, dataset: PreparedDataset) -> str | None:
             "dataset": dataset.digest,
             "inference": settings,
             "code": digest_of_files(code, folder),
-            "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+            "libraries": {name: importlib.metadata.version(name) for name in libraries},
         }
     )

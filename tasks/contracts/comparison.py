@@ -63,7 +63,7 @@ class Score:
             where it makes none.
         names_correct: the same functions are called as often as expected; None where none is expected.
         num_arguments, num_arguments_correct: over the expected calls.
-        num_arguments_given: over the calls of the strict reading.
+        num_arguments_given, num_given_correct: over the calls of the strict reading.
     """
 
     example_id: str
@@ -78,6 +78,7 @@ class Score:
     num_arguments: int
     num_arguments_correct: int
     num_arguments_given: int
+    num_given_correct: int
 
 
 @dataclass(frozen=True)

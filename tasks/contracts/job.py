@@ -28,6 +28,8 @@ class JobState(Enum):
         return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.PREEMPTED, JobState.CANCELLED)
 
 
+STARTS = "starts"
+"""File of an attempt: when each of its lives began, in unix seconds a line; Slurm may requeue a job in place."""
 LEFT_EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: a rank was told to leave, has saved, and wants to go on from there in another attempt."""
 

@@ -44,12 +44,18 @@ class Prediction:
 def prediction_to_record(prediction: Prediction) -> dict[str, Any]:
     """A flat record, for Parquet."""
     record = asdict(prediction)
+    record["text"] = _keepable(prediction.text)
     for reading in ("strict", "lenient"):
         del record[reading]
         value: Reading = getattr(prediction, reading)
         record[f"{reading}_calls"] = calls_to_json(value.calls)
-        record[f"{reading}_error"] = value.error
+        record[f"{reading}_error"] = None if value.error is None else _keepable(value.error)
     return record
+
+
+def _keepable(text: str) -> str:
+    """Without halves of characters (lone surrogates), which JSON can bring and no file can hold."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def prediction_from_record(record: Mapping[str, Any]) -> Prediction:

@@ -148,7 +148,7 @@ def _figures(scores: Sequence[Score]) -> ModelFigures:
         exact_match_lenient=share(sum(s.lenient_outcome is Outcome.CORRECT for s in scored), len(scored)),
         call_name=share(sum(bool(s.names_correct) for s in named), len(named)),
         arguments=share(sum(s.num_arguments_correct for s in scored), sum(s.num_arguments for s in scored)),
-        arguments_given=share(sum(s.num_arguments_correct for s in scored), sum(s.num_arguments_given for s in scored)),
+        arguments_given=share(sum(s.num_given_correct for s in scored), sum(s.num_arguments_given for s in scored)),
         parse_rate=share(sum(s.was_parsed for s in scored), len(scored)),
         call_rate=share(sum(s.has_call for s in scored), len(scored)),
         fits_schema=share(sum(bool(s.fits_schema) for s in calling), len(calling)),

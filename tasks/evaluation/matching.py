@@ -45,13 +45,15 @@ class Matching:
         pairs: an expected and a given call of the same name, and how they differ; nothing: the call is right.
         missing: expected calls that no given one was left for.
         extra: given calls that no expected one was left for.
-        num_arguments_correct: over all pairs.
+        num_arguments_correct: of those expected, over all pairs; those rightly left out count.
+        num_given_correct: of those given, over all pairs; a declared default that was written out is right.
     """
 
     pairs: tuple[tuple[ExpectedCall, Call, tuple[Difference, ...]], ...]
     missing: tuple[ExpectedCall, ...]
     extra: tuple[Call, ...]
     num_arguments_correct: int
+    num_given_correct: int
 
     @property
     def is_right(self) -> bool:
@@ -93,7 +95,7 @@ def match(expected: Sequence[ExpectedCall], given: Sequence[Call], rules: Rules 
     missing: list[ExpectedCall] = []
     names = dict.fromkeys(e.name for e in expected)
     extra = [call for call in given if call.name not in names]
-    correct = 0
+    correct = given_correct = 0
     for name in names:
         wanted = [e for e in expected if e.name == name]
         offered = [call for call in given if call.name == name]
@@ -101,11 +103,12 @@ def match(expected: Sequence[ExpectedCall], given: Sequence[Call], rules: Rules 
         for row, column in assigned.items():
             differences = _differences(wanted[row], offered[column], rules)
             pairs.append((wanted[row], offered[column], differences))
+            given_correct += _num_given_right(wanted[row], offered[column], rules)
             correct += _num_right(wanted[row], offered[column], rules) if differences else len(wanted[row].allowed)
         missing += [e for row, e in enumerate(wanted) if row not in assigned]
         taken = set(assigned.values())
         extra += [call for column, call in enumerate(offered) if column not in taken]
-    return Matching(tuple(pairs), tuple(missing), tuple(extra), correct)
+    return Matching(tuple(pairs), tuple(missing), tuple(extra), correct, given_correct)
 
 
 def _assign(wanted: Sequence[ExpectedCall], offered: Sequence[Call], rules: Rules) -> dict[int, int]:
@@ -126,6 +129,16 @@ def _num_right(expected: ExpectedCall, given: Call, rules: Rules) -> int:
     return sum(
         one_of.accepts(given.arguments[name], rules) if name in given.arguments else one_of.may_be_missing
         for name, one_of in expected.allowed.items()
+    )
+
+
+def _num_given_right(expected: ExpectedCall, given: Call, rules: Rules) -> int:
+    """Arguments of the given call that may stand in it as they do."""
+    return sum(
+        expected.allowed[name].accepts(value, rules)
+        if name in expected.allowed
+        else name in expected.defaults and same_value(expected.defaults[name], value, rules)
+        for name, value in given.arguments.items()
     )
 
 

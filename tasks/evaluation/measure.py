@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from tasks.contracts.files import read_json
+from tasks.contracts.job import STARTS
 from tasks.contracts.measurements import Measurements, ModelSpeed, StageTime
+from tasks.contracts.memory_errors import says_out_of_memory
 from tasks.contracts.run_folder import RunFolder
 
 STAGES = ("prepare_dataset", "run_inference_baseline", "train_adapter", "run_inference_finetuned")
-ENDED_FOR_MEMORY = ("out of memory", "outofmemory", "cannot allocate memory")
-"""How errors of ranks name it, in lower case."""
 GPU_UTILIZATION, GPU_MEMORY = "gpu/utilization", "gpu/memory_share"
 """Metrics over the training steps, where something samples the GPUs; shares between 0 and 1."""
 
@@ -61,11 +61,18 @@ def _spans(job: Path) -> list[Span]:
         spec = read_json(attempt / "spec.json")
         begun, result, summary = (attempt / name for name in ("begun.json", "result.json", "summary.json"))
         start = read_json(begun)["time"] if begun.exists() else None
+        starts = attempt / STARTS
+        if starts.exists():
+            # From the first of a requeued job's lives on: what was lost was paid for, and the wait between counts with it.
+            start = float(starts.read_text().split()[0])
         if result.exists():
             end = read_json(result)["finished"]
+        elif summary.exists():
+            end = read_json(summary)["states"][-1]["time"]
         else:
-            end = read_json(summary)["states"][-1]["time"] if summary.exists() else None
-        if start is not None and end is not None:
+            # Nobody saw it end: until its last sign of life.
+            end = max(path.stat().st_mtime for path in attempt.iterdir())
+        if start is not None:
             found.append((start, end, spec))
     return found
 
@@ -89,8 +96,7 @@ def _hours(stages: Sequence[StageTime], *, only_gpus: bool) -> float | None:
 
 
 def _ran_out_of_memory(summary: Path) -> bool:
-    error = str(read_json(summary)["error"] or "").lower()
-    return any(words in error for words in ENDED_FOR_MEMORY)
+    return says_out_of_memory(str(read_json(summary)["error"] or ""))
 
 
 def _bytes(folder: Path) -> int:

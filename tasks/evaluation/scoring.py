@@ -10,7 +10,7 @@ from tasks.contracts.prediction import Prediction, Reading
 from tasks.evaluation.matching import MAX_CALLS, ExpectedCall, Matching, exactly, match
 from tasks.evaluation.values import EXACT, Rules
 
-Judgement = tuple[Outcome, str, Fault | None, int]
+Judgement = tuple[Outcome, str, Fault | None, int, int]
 """Outcome, reason, fault, number of right arguments."""
 
 
@@ -30,9 +30,11 @@ def score(
     num_arguments = sum(len(call.allowed) for call in accepted)
     if prediction is None:
         nothing = Outcome.UNSCORED
-        return Score(example.id, nothing, "no prediction", None, nothing, False, False, None, None, num_arguments, 0, 0)
+        return Score(
+            example.id, nothing, "no prediction", None, nothing, False, False, None, None, num_arguments, 0, 0, 0
+        )
     strict, lenient = prediction.strict, prediction.lenient
-    outcome, reason, fault, correct = _judge(accepted, strict, example.tools, rules)
+    outcome, reason, fault, correct, given_correct = _judge(accepted, strict, example.tools, rules)
     is_same = strict.error is None and strict.calls == lenient.calls
     lenient_outcome = outcome if is_same else _judge(accepted, lenient, example.tools, rules)[0]
     if not accepted and outcome is Outcome.CORRECT and lenient.calls:
@@ -53,23 +55,25 @@ def score(
         num_arguments=num_arguments,
         num_arguments_correct=correct,
         num_arguments_given=sum(len(call.arguments) for call in strict.calls),
+        num_given_correct=given_correct,
     )
 
 
 def _judge(expected: Sequence[ExpectedCall], reading: Reading, tools: Sequence[Tool], rules: Rules) -> Judgement:
     if reading.error is not None:
-        return Outcome.WRONG, f"cannot be read: {reading.error}", "unreadable", 0
+        return Outcome.WRONG, f"cannot be read: {reading.error}", "unreadable", 0, 0
     if not expected:
         if reading.calls:
-            return Outcome.WRONG, f"calls {_names(reading.calls)} where no function fits", "needless_call", 0
-        return Outcome.CORRECT, "answers without a call", None, 0
+            return Outcome.WRONG, f"calls {_names(reading.calls)} where no function fits", "needless_call", 0, 0
+        return Outcome.CORRECT, "answers without a call", None, 0, 0
     if not reading.calls:
-        return Outcome.WRONG, f"makes no call instead of {_names(expected)}", "no_call", 0
+        return Outcome.WRONG, f"makes no call instead of {_names(expected)}", "no_call", 0, 0
     matching = match(expected, reading.calls, rules)
+    right = matching.num_arguments_correct, matching.num_given_correct
     if matching.is_right and len(reading.calls) <= MAX_CALLS:
-        return Outcome.CORRECT, "all calls as expected", None, matching.num_arguments_correct
+        return Outcome.CORRECT, "all calls as expected", None, *right
     fault, reason = _why(matching, len(reading.calls), tools)
-    return Outcome.WRONG, reason, fault, matching.num_arguments_correct
+    return Outcome.WRONG, reason, fault, *right
 
 
 def _why(matching: Matching, num_given: int, tools: Sequence[Tool]) -> tuple[Fault, str]:

@@ -21,7 +21,13 @@ POWER = 0.8
 
 
 def share(successes: int, n: int) -> Share:
-    """A share with its Wilson score interval (Wilson 1927, doi:10.1080/01621459.1927.10502953)."""
+    """A share with its Wilson score interval (Wilson 1927, doi:10.1080/01621459.1927.10502953).
+
+    Raises:
+        ValueError: there are more successes than there could be.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} of {n} is no share")
     if n == 0:
         return Share(0, 0, None, None, None)
     p = successes / n

@@ -176,7 +176,7 @@ class Endpoint:
                 was_cut=choice.get("finish_reason") == "length",
                 latency_s=latency_s,
             )
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise _Passing(f"an answer of another form ({error!r}): {str(answer)[:200]}") from error
 
     def _count(self, text: str) -> int:

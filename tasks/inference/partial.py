@@ -17,6 +17,10 @@ class PartialAnswers:
 
     def __init__(self, attempt: Attempt, rank: int) -> None:
         self._path = attempt.folder / f"partial-{rank}.jsonl"
+        if self._path.exists():
+            # Half a line, of a life that was killed in it, would spoil the one that follows.
+            with self._path.open("r+b") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
 
     def add(self, predictions: Sequence[Prediction]) -> None:
         """Keep them, whole or not at all."""
@@ -34,12 +38,12 @@ def read_partial(folder: Path) -> list[Prediction]:
 
 
 def answered_before(attempt: Attempt) -> list[Prediction]:
-    """What earlier attempts at the same job answered, each example once.
+    """What was answered before at the same job, each example once: by earlier attempts, and by this one before it was requeued.
 
     Only those that were told the same count: another model's or another setting's answers are not these.
     """
     found: dict[str, Prediction] = {}
     for spec in sorted(attempt.folder.parent.glob("*/spec.json")):
-        if spec.parent != attempt.folder and read_json(spec)["arguments"] == attempt.arguments:
+        if read_json(spec)["arguments"] == attempt.arguments:
             found |= {p.example_id: p for p in read_partial(spec.parent)}
     return list(found.values())

@@ -201,7 +201,9 @@ def _gather(
     Raises:
         RuntimeError: an example was answered twice or not at all.
     """
-    made_here = read_partial(attempt.folder)
+    known = {p.example_id for p in before}
+    # A requeued attempt's folder holds answers from before as well.
+    made_here = [p for p in read_partial(attempt.folder) if p.example_id not in known]
     predictions = sorted([*before, *made_here], key=lambda p: p.example_id)
     if [p.example_id for p in predictions] != sorted(example_ids):
         raise RuntimeError(f"{len(predictions)} predictions do not match {len(example_ids)} examples one to one")

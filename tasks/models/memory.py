@@ -5,16 +5,15 @@ import resource
 
 import torch
 
+from tasks.contracts.memory_errors import says_out_of_memory
 from tasks.models.load import device
-
-SIGNS = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Torch has one type of error for GPUs and none for the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+    return isinstance(error, RuntimeError) and says_out_of_memory(str(error))
 
 
 def free_memory() -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tasks.contracts.attempt import BEGUN
-from tasks.contracts.job import LEFT_EXIT_CODE, JobSpec
+from tasks.contracts.job import LEFT_EXIT_CODE, STARTS, JobSpec
 from tasks.contracts.pool_settings import NetworkProfile, SlurmSettings
 from tasks.pool.launch import Rendezvous, agent_command
 from tasks.pool.network import network_environment
@@ -113,7 +113,7 @@ def _body(job: JobSpec, attempt: Path, slurm: SlurmSettings, network: NetworkPro
     return [
         "# A requeued job runs this again: what its former life left must not be taken for this one's.",
         f"rm -f {folder}/exit.json {folder}/{BEGUN} {folder}/node-*.failures.json {folder}/node-*.host",
-        f"date +%s > {folder}/started",
+        f"date +%s >> {folder}/{STARTS}",
         "",
         *[f"export {name}={shlex.quote(value)}" for name, value in (env | dict(job.env) | slurm.env).items()],
         *slurm.setup,

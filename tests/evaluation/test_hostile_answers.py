@@ -77,6 +77,8 @@ def nested(depth: int, opening: str = "[", closing: str = "]") -> str:
         nested(400, '{"a": ', "}"),
         f'<tool_call>{{"name": "f", "arguments": {{"a": "{"x" * 1_000_000}"}}}}</tool_call>',
         '<tool_call>{"name": "f", "arguments": {"a": "\\ud800"}}</tool_call>',
+        '<tool_call>{"name": "f", "\\ud800": 1, "arguments": {}}</tool_call>',
+        "half a character \ud800 in the words themselves",
         f"<tool_call>{CALL}</tool_call>" * 20_000,
         f"{CALL}\n" * 20_000,
         "<tool_call>" * 90_000,
@@ -88,7 +90,7 @@ def nested(depth: int, opening: str = "[", closing: str = "]") -> str:
         "[f(a=open('/etc/passwd').read())]",
         "{" * 1_000_000,
     ],
-    ids=range(16),
+    ids=range(18),
 )
 def test_a_hostile_answer_costs_seconds_at_most_and_is_wrong(text, tmp_path):
     began = time.process_time()

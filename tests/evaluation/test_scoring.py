@@ -194,3 +194,17 @@ def test_an_answer_that_repeats_itself_is_wrong_in_few_words():
     judged = score(right, prediction(*[F] * 5000))
     assert judged.outcome is Outcome.WRONG
     assert len(judged.reason) < 300
+
+
+def test_arguments_given_count_those_that_were_given_and_a_default_is_right_written_or_not():
+    tools = (tool("f", ["a"], a={"type": "integer"}, unit={"type": "string", "default": "c"}),)
+    left_out = score(example(Call("f", {"a": 1, "unit": "c"}), tools=tools), prediction(Call("f", {"a": 1})))
+    assert (left_out.num_given_correct, left_out.num_arguments_given) == (1, 1)
+    written_out = score(example(Call("f", {"a": 1}), tools=tools), prediction(Call("f", {"a": 1, "unit": "c"})))
+    assert (written_out.outcome, written_out.num_given_correct, written_out.num_arguments_given) == (
+        Outcome.CORRECT,
+        2,
+        2,
+    )
+    wrong = score(example(Call("f", {"a": 1}), tools=tools), prediction(Call("f", {"a": 2, "z": 1})))
+    assert (wrong.num_given_correct, wrong.num_arguments_given) == (0, 2)

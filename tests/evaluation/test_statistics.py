@@ -161,3 +161,9 @@ def test_different_test_sets_are_refused():
         paired_difference([True], [True, False])
     with pytest.raises(ValueError, match="in 1 places"):
         paired_difference([True, True], [True, False], ["a"])
+
+
+@pytest.mark.parametrize(("successes", "n"), [(2, 1), (101, 100), (-1, 3)])
+def test_more_than_all_is_no_share(successes, n):
+    with pytest.raises(ValueError, match=f"{successes} of {n} is no share"):
+        share(successes, n)

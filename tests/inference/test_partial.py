@@ -30,15 +30,25 @@ def test_answers_come_back_as_they_were_and_half_a_line_is_none(tmp_path):
     assert answered_before(again) == [prediction("1"), prediction("2"), prediction("3")]
 
 
-def test_another_models_answers_and_ones_own_are_not_taken(tmp_path):
+def test_another_models_answers_are_not_taken_and_those_before_a_requeue_are(tmp_path):
     other = attempt(tmp_path, "001", adapter="b")
     PartialAnswers(other, 0).add([prediction("1")])
     own = attempt(tmp_path, "002", adapter="a")
+    # Slurm starts a requeued job in the same folder.
     PartialAnswers(own, 0).add([prediction("2")])
-    assert answered_before(own) == []
+    assert [p.example_id for p in answered_before(own)] == ["2"]
 
 
 def test_an_example_that_two_attempts_answered_counts_once(tmp_path):
     for number in ("001", "002"):
         PartialAnswers(attempt(tmp_path, number, adapter="a"), 0).add([prediction("1")])
     assert [p.example_id for p in answered_before(attempt(tmp_path, "003", adapter="a"))] == ["1"]
+
+
+def test_half_a_line_of_a_killed_life_does_not_spoil_the_next_ones(tmp_path):
+    own = attempt(tmp_path, "001", adapter="a")
+    PartialAnswers(own, 0).add([prediction("1")])
+    with (own.folder / "partial-0.jsonl").open("ab") as file:
+        file.write(b'{"example_id": "2", "te')
+    PartialAnswers(own, 0).add([prediction("3")])
+    assert [p.example_id for p in answered_before(own)] == ["1", "3"]

@@ -45,12 +45,13 @@ def as_call(value: Any, *, arguments_key: str) -> Call | str:
     """The call in a value that was read from JSON, or what is wrong with it."""
     if not isinstance(value, dict):
         return f"a call must be a JSON object, got {type(value).__name__}"
+    # Before its keys are quoted: the words about them must be kept as well.
+    if problem := _unusable(value):
+        return problem
     if set(value) != {"name", arguments_key}:
         return f"a call has the keys name and {arguments_key}, got {', '.join(map(str, value)) or 'none'}"
     if not isinstance(value["name"], str) or not isinstance(value[arguments_key], dict):
         return f"name must be a string and {arguments_key} an object"
-    if problem := _unusable(value):
-        return problem
     return Call(value["name"], value[arguments_key])
 
 
