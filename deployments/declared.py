@@ -16,8 +16,10 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tasks.contracts.cluster_settings import ClusterCheck
 from tasks.contracts.frozen_settings import Settings
-from tasks.contracts.overrides import SettingsError, apply_overrides, read_experiment
+from tasks.contracts.overrides import SettingsError, apply_overrides, read_settings
+from tasks.contracts.settings import Experiment
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PREFECT_YAML = REPOSITORY / "deployments" / "prefect.yaml"
@@ -31,7 +33,8 @@ class Site(Settings):
     directory: str | None = Field(default=None, pattern=r"^/")
     """Absolute path of this repository where the flows run; empty: this checkout."""
     overrides: tuple[str, ...] = ()
-    """Assignments to the experiment of every `finetune` deployment with the tag `gpu`, as `pool.backend=slurm`."""
+    """Assignments to the settings of every deployment with the tag `gpu`, as `pool.backend=slurm`: of `finetune` all of them, of
+    `cluster-check` those of `pool` and `storage`. Those of `storage` are every deployment's."""
     parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Parameters that replace those of single deployments, as `{reconcile/left-runs: {storage: /shared/storage}}`."""
     active_schedules: tuple[str, ...] = ()
@@ -124,11 +127,11 @@ def _declare(entry: _Entry, site: Site) -> Declared:
     flow = _load(entry.entrypoint)
     full_name = f"{flow.name}/{entry.name}"
     parameters = entry.parameters | site.parameters.get(full_name, {})
-    if "experiment" in parameters:
-        if "gpu" in entry.tags:
-            parameters["experiment"] = apply_overrides(parameters["experiment"], site.overrides)
-        # For its errors, which name the setting and what it may be.
-        read_experiment(parameters["experiment"])
+    for settings, model in (("experiment", Experiment), ("check", ClusterCheck)):
+        if settings in parameters:
+            parameters[settings] = apply_overrides(parameters[settings], _overrides(site, entry, settings), model)
+            # For its errors, which name the setting and what it may be.
+            read_settings(model, parameters[settings])
     flow.validate_parameters(parameters)
     is_active = full_name in site.active_schedules
     limit = entry.concurrency_limit
@@ -149,6 +152,15 @@ def _declare(entry: _Entry, site: Site) -> Declared:
             "parameter_openapi_schema": parameter_schema(flow).model_dump_for_openapi(),
         },
     )
+
+
+def _overrides(site: Site, entry: _Entry, settings: str) -> list[str]:
+    """What of a site's assignments a deployment gets: where files lie, all of them; the rest is about its GPUs."""
+    reached = ("storage.", *(("pool.", "") if "gpu" in entry.tags else ()))
+    if settings == "check":
+        # A cluster check has the pool and the storage of a training, and nothing else of it.
+        reached = tuple(prefix for prefix in reached if prefix)
+    return [assignment for assignment in site.overrides if assignment.startswith(reached)]
 
 
 def _pull_step(directory: str) -> dict[str, Any]:

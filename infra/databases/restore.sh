@@ -4,7 +4,8 @@
 set -eu
 folder=${1:?"usage: restore.sh FOLDER"}
 for database in prefect mlflow mlflow_auth; do
-    pg_restore --list "$folder/$database.dump" > /dev/null
+    # To its end: the list alone stands at the beginning, and a dump may have been cut when it was copied.
+    pg_restore --file=/dev/null "$folder/$database.dump"
 done
 for database in prefect mlflow mlflow_auth; do
     owner=${database%_auth}

@@ -1,6 +1,7 @@
 """``python infra/docker/make_secrets.py [FOLDER]``: the secrets of compose.yaml, made once; those that exist are kept.
 
-FOLDER is infra/docker/secrets unless given; git ignores it. Each is a file that only its owner reads.
+FOLDER is infra/docker/secrets unless given; git ignores it. The folder is its owner's alone; whoever gets there can read its
+files, since compose mounts them with this machine's owner and mode, and each container has a user of its own.
 """
 
 import os
@@ -21,13 +22,14 @@ PREFECT_AUTH = "prefect_auth"
 
 def make_secrets(folder: Path) -> list[str]:
     """Write those that are missing; their names."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
     wanted = {name: secrets.token_urlsafe(24) for name in NAMES}
     wanted[PREFECT_AUTH] = f"admin:{secrets.token_urlsafe(24)}"
     made = []
     for name, secret in wanted.items():
         try:
-            file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
         except FileExistsError:
             continue
         with os.fdopen(file, "w") as out:

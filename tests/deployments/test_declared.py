@@ -140,3 +140,17 @@ def test_a_changed_form_is_one_line_of_the_difference():
         "    the form: 3 entries changed with the code's settings",
         "    version: 1 -> 2",
     ]
+
+
+def test_a_site_reaches_cluster_checks_and_where_files_lie_reaches_everything():
+    site = Site(
+        overrides=("pool.backend=slurm", "pool.slurm.partition=gpu", "storage.shared=/shared/s", "training.seed=3")
+    )
+    declared = {d.full_name: d.fields["parameters"] for d in read_declared(site)}
+    for name in ("nightly", "acceptance"):
+        check = declared[f"cluster-check/{name}"]["check"]
+        assert (check["pool"]["backend"], check["storage"]["shared"]) == ("slurm", "/shared/s")
+    demo = declared["finetune/demo"]["experiment"]
+    assert (demo["pool"]["backend"], demo["storage"]["shared"]) == ("local", "/shared/s")
+    assert "seed" not in demo["training"]
+    assert declared["finetune/poc"]["experiment"]["training"]["seed"] == 3

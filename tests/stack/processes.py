@@ -63,6 +63,8 @@ class Stack:
             "PREFECT_PORT": str(self.ports["prefect"]),
             "MLFLOW_PORT": str(self.ports["mlflow"]),
             "SECRETS": str(self.secrets),
+            # This checkout, on this machine.
+            "SITE": os.devnull,
             "HOME_FOLDER": str(self.folder / "homes"),
             "ARTIFACTS": str(self.folder / "artifacts"),
             "CODE": str(REPOSITORY),

@@ -99,7 +99,7 @@ def test_the_flows_image_has_no_torch():
     assert "train" not in re.findall(r"'\.\[([^\]]*)\]'", text)[0]
 
 
-def test_secrets_are_made_once_and_only_their_owner_reads_them(tmp_path):
+def test_secrets_are_made_once_behind_a_folder_that_only_their_owner_opens(tmp_path):
     folder = tmp_path / "secrets"
     assert set(make_secrets(folder)) == {*NAMES, PREFECT_AUTH}
     before = {file.name: file.read_text() for file in folder.iterdir()}
@@ -107,7 +107,9 @@ def test_secrets_are_made_once_and_only_their_owner_reads_them(tmp_path):
     assert {file.name: file.read_text() for file in folder.iterdir()} == before
     assert len(set(before.values())) == len(before)
     for file in folder.iterdir():
-        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        # Compose mounts a file with its owner and mode, and each container runs as another user.
+        assert stat.S_IMODE(file.stat().st_mode) == 0o444
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 def test_a_secret_reaches_the_command_by_its_environment_and_never_its_arguments(tmp_path):
