@@ -180,8 +180,8 @@ def gather(run: CheckRun, outcomes: dict[str, StageOutcome]) -> Evidence:
         for figure in record.figures
         if figure.name == "matrix_product_bfloat16_tflops_per_s" and figure.value
     ]
-    figures, problems = training_figures(points, min(products, default=None))
-    evidence = Evidence(run.check, outcomes, records, unreadable, figures, problems)
+    figures = training_figures(points, min(products, default=None))
+    evidence = Evidence(run.check, outcomes, records, unreadable, figures)
     query = (
         f"tags.role = 'run' and tags.fingerprint = '{fingerprint(evidence)}' and tags.cluster = '{run.check.cluster}' "
         "and tags.injected = 'no'"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from tasks.contracts.cluster_report import Figure, Placed, Problem, RankRecord, StageOutcome
+from tasks.contracts.cluster_report import Figure, Placed, RankRecord, StageOutcome
 from tasks.contracts.cluster_settings import ClusterCheck
 
 History = Mapping[str, Sequence[float]]
@@ -33,7 +33,6 @@ class Evidence:
     records: Mapping[str, Sequence[RankRecord]]
     unreadable: Mapping[str, Sequence[tuple[int, str]]] = field(default_factory=dict)
     training: Sequence[Figure] = ()
-    training_problems: Sequence[Problem] = ()
     history: History = field(default_factory=dict)
     num_history: int = 0
     notes: Sequence[str] = ()

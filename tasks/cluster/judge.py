@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from tasks.cluster.evidence import Evidence
-from tasks.cluster.figure_gates import LIMITS_OF_REFERENCE, References, figure_findings
+from tasks.cluster.figure_gates import FABRIC, LATE, LIMITS_OF_REFERENCE, References, figure_findings
 from tasks.cluster.inventory_gates import inventory_findings, minority
 from tasks.cluster.pairs import localise, slow_routes
 from tasks.cluster.transport import transport_findings
@@ -62,7 +62,26 @@ def judge(evidence: Evidence) -> list[Finding]:
         *figure_findings(evidence, references, expected_figures(evidence)),
     ]
     findings += _limits_without_a_gate(evidence, findings)
+    findings = _held_up(findings)
     return sorted(findings, key=lambda f: STAGES.index(f.stage))
+
+
+def _held_up(findings: Sequence[Finding]) -> list[Finding]:
+    """Blame a rank that comes late for what it holds up: the fabric moves no faster than the last who comes."""
+    late = tuple(dict.fromkeys(c for f in findings if f.gate == "lateness_s" for c in f.culprits))
+    if not late:
+        return list(findings)
+    told = f"{', '.join(late)} came late to it, which is part of this time"
+    return [
+        f.model_copy(update={"culprits": late, "detail": f"{f.detail}; {told}", "action": LATE})
+        if f.stage == "collectives"
+        and f.gate != "lateness_s"
+        and f.layer in ("floor", "fleet", "history")
+        and all(culprit.startswith(FABRIC) or any(place in culprit for place in late) for culprit in f.culprits)
+        and f.culprits
+        else f
+        for f in findings
+    ]
 
 
 def status_of(findings: Sequence[Finding]) -> Status:
@@ -190,7 +209,6 @@ def _problem_findings(evidence: Evidence) -> list[Finding]:
         "collectives": [f"{o}_correct" for o in evidence.check.collectives.operations]
         + ["pair_correct"] * (evidence.check.pool.world_size > 1),
         "storage": ["shared_writable", "shared_correct", "shared_is_one", "scratch_writable", "scratch_correct"],
-        "training": ["loss_repeats"],
         "endurance": ["endurance_correct"],
     }
     for stage, outcome in evidence.outcomes.items():
@@ -201,8 +219,6 @@ def _problem_findings(evidence: Evidence) -> list[Finding]:
             for problem in record.problems:
                 place = evidence.node_of(record) if stage == "storage" else evidence.place(record)
                 seen[problem.gate].setdefault(place, problem.error)
-        for problem in evidence.training_problems if stage == "training" else ():
-            seen[problem.gate].setdefault("all", problem.error)
         for gate in sorted({*usual.get(stage, []), *seen}):
             bad = seen.get(gate, {})
             if not bad and outcome.state == "failed":
@@ -224,8 +240,6 @@ def _problem_action(gate: str) -> str:
         return "free space or remount it writable on this node: see df, mount and dmesg there"
     if gate == "shared_is_one":
         return "mount the shared filesystem at storage.shared on this node"
-    if gate == "loss_repeats":
-        return "look at the devices' gates: a difference between two equal runs is a corrupted product or collective"
     return "take this GPU out of use and run the vendor's diagnosis: it computes or moves wrong data"
 
 
@@ -286,10 +300,10 @@ def expected_figures(evidence: Evidence) -> list[tuple[str, str, int | None, str
         if stage == "devices":
             names = [
                 "memory_copy_gbytes_per_s",
-                "step_s",
                 "memory_pattern_wrong_bytes",
                 "matrix_product_float32_tflops_per_s",
             ]
+            names += ["step_s"] * (not check.pool.gpus)
             if check.pool.gpus:
                 names += ["matrix_product_bfloat16_tflops_per_s", "host_to_device_gbytes_per_s", "device_to_host_gbytes_per_s",
                           "throttled_share"]  # fmt: skip
@@ -315,7 +329,7 @@ def expected_figures(evidence: Evidence) -> list[tuple[str, str, int | None, str
                 "write_gbytes_per_s", "read_gbytes_per_s", "small_file_create_ms", "small_file_read_ms")]  # fmt: skip
             found += [(stage, name, None, node) for name in names for node in nodes]
         elif stage == "training":
-            names = ["training_tokens_per_s_per_gpu", "training_loss_difference"]
+            names = ["training_tokens_per_s_per_gpu", "training_first_loss_difference", "training_loss_difference"]
             found += [(stage, name, None, "all") for name in names]
             if check.pool.world_size > 1:
                 found.append((stage, "training_scaling_efficiency", None, "all"))

@@ -106,26 +106,29 @@ class Meeting:
             torch.cuda.synchronize(self.device)
 
     def timed(
-        self, work: Callable[[], object], repeats: int, before: Callable[[], object] = lambda: None
+        self, work: Callable[[], object], repeats: int, before: Callable[[], object] = lambda: None, *, calls: int = 1
     ) -> list[float]:
-        """Seconds of each repetition of ``work`` on this rank: between events on a GPU, by the clock on a processor.
+        """Seconds of each repetition on this rank: between events on a GPU, by the clock on a processor.
 
         Args:
             before: done before each, outside of the time.
+            calls: of ``work`` in a repetition, one right behind the other.
         """
         if not self.is_gpu:
             seconds = []
             for _ in range(repeats):
                 before()
                 began = time.perf_counter()
-                work()
+                for _ in range(calls):
+                    work()
                 seconds.append(time.perf_counter() - began)
             return seconds
         pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
         for start, end in pairs:
             before()
             start.record()
-            work()
+            for _ in range(calls):
+                work()
             end.record()
         self.sync()
         return [start.elapsed_time(end) / 1e3 for start, end in pairs]

@@ -166,7 +166,9 @@ def _key_figures(report: Report, stage: str) -> str:
         ]
         parts += [f"all-reduce {f.value:.3g} GB/s at {size_text(f.size_bytes)}" for f in curve[-1:]]
     if stage == "inventory" and report.nodes:
-        parts.append(f"{len(report.nodes)} nodes, {report.nodes[0].devices[0]}, {report.cluster_fabric}")
+        # One node has nothing between nodes.
+        fabric = report.cluster_fabric if len(report.nodes) > 1 else report.node_fabric
+        parts.append(f"{len(report.nodes)} nodes, {report.nodes[0].devices[0]}, {fabric}")
     return "; ".join(parts)
 
 

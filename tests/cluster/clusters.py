@@ -26,7 +26,8 @@ SOUND = {
     "matrix_product_bfloat16_tflops_per_s": 740.0, "matrix_product_float32_tflops_per_s": 50.0,
     "memory_copy_gbytes_per_s": 2900.0, "host_to_device_gbytes_per_s": 55.0, "device_to_host_gbytes_per_s": 55.0, "step_s": 0.004,
     "memory_pattern_wrong_bytes": 0.0, "throttled_share": 0.0, "lateness_s": 0.00002, "training_tokens_per_s_per_gpu": 12000.0,
-    "training_loss_difference": 0.0, "training_scaling_efficiency": 0.97, "endurance_product_tflops_per_s": 740.0,
+    "training_loss_difference": 0.0, "training_first_loss_difference": 0.0,
+    "training_scaling_efficiency": 0.97, "endurance_product_tflops_per_s": 740.0,
     "endurance_slowdown_share": 0.01, "endurance_throttled_share": 0.0,
 }  # fmt: skip
 """By name; bandwidths between GPUs follow the reference, the rest is 1."""
@@ -156,7 +157,8 @@ class Cluster:
     def _sound(self, references: References, name: str, size: int | None) -> float:
         if name in SOUND:
             return SOUND[name]
-        fabric = references.node_fabric if name.startswith("node_") else references.cluster_fabric
+        is_inside = name.startswith("node_") or self.check.pool.num_nodes == 1
+        fabric = references.node_fabric if is_inside else references.cluster_fabric
         fabric = fabric or fabric_of("nvlink4")
         reached = fabric.all_reduce_gbytes_per_s(size) if size is not None and fabric is not None else None
         return reached or 1.0

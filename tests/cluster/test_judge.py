@@ -224,6 +224,39 @@ def test_a_rank_that_comes_late_is_named():
     assert cluster.bad()["collectives/lateness_s"].culprits == ("host-1/gpu2",)
 
 
+def test_what_waits_for_a_late_rank_accuses_no_fabric_and_no_link():
+    """Two H100s, one of which slept 50 ms before each call: the check told people to look at cables as well."""
+    cluster = Cluster(1, 2)
+    cluster.figure("collectives", "lateness_s", 0.05, 1)
+    cluster.figure("collectives", "all_reduce_busbw_gbytes_per_s", 0.7)
+    cluster.figure("collectives", "pair_gbytes_per_s", 1.3, 1)
+    findings = cluster.findings()
+    assert {"all_reduce_busbw_gbytes_per_s", "pairs"} <= {f.gate for f in findings if f.status is Status.FAIL}
+    assert [s.place for s in suspects_of(findings)] == ["host-0/gpu1"]
+
+
+def test_a_slow_fabric_without_a_late_rank_is_named_by_where_it_lies():
+    for num_nodes, named in ((1, "the fabric inside the node"), (2, "the fabric between the nodes")):
+        cluster = Cluster(num_nodes, 2)
+        cluster.figure("collectives", "all_reduce_busbw_gbytes_per_s", 0.7)
+        assert cluster.bad()["collectives/all_reduce_busbw_gbytes_per_s"].culprits == (named,)
+
+
+def test_equal_runs_on_gpus_begin_equal_and_may_round_apart_later():
+    cluster = Cluster(1, 2)
+    cluster.training = [f.model_copy(update={"value": 2.2e-4}) if f.name == "training_loss_difference" else f
+                        for f in cluster.training]  # fmt: skip
+    assert not cluster.bad()
+    cluster.training = [f.model_copy(update={"value": 2.2e-4}) if f.name == "training_first_loss_difference" else f
+                        for f in cluster.training]  # fmt: skip
+    finding = cluster.bad()["training/training_first_loss_difference"]
+    assert (finding.status, finding.culprits) == (Status.FAIL, ("the node",))
+    on_processors = Cluster(1, 2, gpus=False)
+    on_processors.training = [f.model_copy(update={"value": 2.2e-4}) if f.name == "training_loss_difference" else f
+                              for f in on_processors.training]  # fmt: skip
+    assert "training/training_loss_difference" in on_processors.bad()
+
+
 def test_a_stage_that_failed_names_its_rank_and_what_it_left_unmeasured_fails_without_blaming_others():
     cluster = Cluster()
     cluster.outcomes["devices"] = StageOutcome(
