@@ -8,7 +8,7 @@ REPEAT ?= 10
 SLURM_TESTS ?= tests/pool/test_slurm.py tests/integration/test_finetune_slurm.py
 
 .PHONY: help install demo ui deploy test test-fast test-slurm test-kubernetes stack-test faults faults-pool faults-cluster \
-	check-cluster audit licences check format clean
+	check-cluster benchmark-inference audit licences check format clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -69,6 +69,9 @@ check-cluster: $(INSTALLED)  ## the cluster check on two emulated nodes of this 
 
 faults-cluster: $(INSTALLED)  ## each fault to a cluster check REPEAT times, and clean runs; prints the counts
 	$(BIN)/python -m tests.faults.cluster --repeat $(REPEAT)
+
+benchmark-inference: $(INSTALLED)  ## new tokens/s on one GPU against one request at a time; ARGS=--small where there is none
+	$(BIN)/python -m tests.benchmarks.inference_speed $(ARGS)
 
 audit: $(VENV)/.audit  ## known holes in the exact versions of constraints.txt
 	$(VENV)/.audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip

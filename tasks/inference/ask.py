@@ -122,8 +122,8 @@ def ask(question: Question, max_new_tokens: int | None) -> list[tuple[str, Predi
     from peft import PeftModel
 
     from tasks.dataset.rendering.family import detect_family, family_for
+    from tasks.inference.adapted import check_base
     from tasks.inference.generate import generate
-    from tasks.inference.run import check_base
     from tasks.models.load import load_model, load_tokenizer, resolve_precision
     from tasks.models.materialise import materialise
 

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from peft import PeftModel
 
 from tasks.contracts.attempt import Attempt
 from tasks.contracts.files import publish_folder, read_json, write_json, write_text
@@ -22,12 +21,13 @@ from tasks.contracts.settings import InferenceSettings, ModelSettings
 from tasks.dataset.bfcl import read_bfcl
 from tasks.dataset.prepare import read_examples
 from tasks.dataset.rendering.family import detect_family, family_for
+from tasks.inference.adapted import check_base, load
 from tasks.inference.endpoint import Endpoint
 from tasks.inference.generate import generate
 from tasks.inference.losses import LossSum, answer_loss, plain_conversations
 from tasks.inference.partial import PartialAnswers, answered_before, read_partial
-from tasks.models.load import load_model, load_tokenizer, resolve_precision
-from tasks.models.materialise import materialise, weights_digest
+from tasks.models.load import load_tokenizer, resolve_precision
+from tasks.models.materialise import materialise
 from tasks.models.memory import peak_memory_gbytes
 
 
@@ -46,10 +46,9 @@ def run(attempt: Attempt) -> Mapping[str, Any] | None:
     adapter = Path(arguments["adapter"]) if arguments["adapter"] else None
     if adapter is not None:
         check_base(adapter, folder)
-    precision = (
-        resolve_precision(settings.precision) if settings.endpoint is None else f"{settings.endpoint.api} endpoint"
-    )
-    model = _load(folder, adapter, settings) if settings.endpoint is None else None
+    computed = resolve_precision(settings.precision)
+    precision = computed if settings.endpoint is None else f"{settings.endpoint.api} endpoint"
+    model = load(folder, adapter, computed) if settings.endpoint is None else None
 
     examples = read_examples(Path(arguments["dataset"]) / "test.parquet")
     held_out = list(examples)
@@ -139,34 +138,6 @@ def _agree_on_done(attempt: Attempt, rank: int) -> list[Prediction]:
         write_text(path, "".join(json.dumps(prediction_to_record(p)) + "\n" for p in answered_before(attempt)))
     torch.distributed.barrier()
     return [prediction_from_record(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _load(folder: Path, adapter: Path | None, settings: InferenceSettings) -> Any:
-    precision = resolve_precision(settings.precision)
-    model: Any = load_model(folder, precision)
-    if adapter is not None:
-        # The adapter in the weights' own precision, as serving engines load it: no cast to float32 and back per layer.
-        model = merge(PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False), precision)
-    return model.eval()
-
-
-def merge(model: PeftModel, precision: str) -> Any:
-    """The adapter added to the weights where float32 makes that exact; in bfloat16 it stays beside them."""
-    return model.merge_and_unload() if precision == "float32" else model
-
-
-def check_base(adapter: Path, base: Path) -> None:
-    """Refuse an adapter that was trained on other weights.
-
-    Raises:
-        ValueError: the digests differ, or the adapter does not say what it was trained on.
-    """
-    manifest = adapter / "manifest.json"
-    if not manifest.exists():
-        raise ValueError(f"{adapter} is not a finished adapter: {manifest} is missing")
-    trained_on = read_json(manifest)["base_weights_sha256"]
-    if trained_on != (here := weights_digest(base)):
-        raise ValueError(f"{adapter} was trained on weights {trained_on[:12]}, the model in {base} has {here[:12]}")
 
 
 def write_predictions(predictions: Sequence[Prediction], path: Path) -> None:

@@ -23,6 +23,7 @@ import torch
 from tasks.contracts.attempt import read_points
 from tasks.contracts.files import write_json
 from tasks.contracts.settings import TrainingSettings
+from tests.benchmarks.llama_8b import make_model
 from tests.conftest import REPOSITORY
 
 LONGEST = 4096
@@ -32,37 +33,6 @@ CASES = {
     "documents of 4,096": {"global_batch_size": 4, "per_device_batch_size": 4},
     "conversations, mean 600": {"global_batch_size": 24, "per_device_batch_size": 24},
 }
-
-
-def make_model(folder: Path) -> Path:
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
-
-    config = LlamaConfig(
-        vocab_size=128_256,
-        hidden_size=4096,
-        intermediate_size=14_336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        max_position_embeddings=131_072,
-        rope_theta=500_000.0,
-        rms_norm_eps=1e-5,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    with torch.device("cuda"):
-        torch.set_default_dtype(torch.bfloat16)
-        model = AutoModelForCausalLM.from_config(config)
-        torch.set_default_dtype(torch.float32)
-    model.save_pretrained(folder)
-    words = Tokenizer(WordLevel({f"w{i}": i for i in range(100)}, unk_token="w2"))
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", pad_token="w1", unk_token="w2").save_pretrained(
-        folder
-    )
-    return folder
 
 
 def make_rows(folder: Path, case: str, num_rows: int) -> list[int]:
