@@ -1,8 +1,8 @@
 """The model as inference runs it: the base alone, or with an adapter at nearly the base's speed.
 
-In float32 the adapter is added to the weights, which is exact enough to change no answer. In bfloat16 the sum would round most
-of it away, so it stays beside the weights, as serving engines hold it: PEFT's own layer takes five products, sums and casts where
-:class:`AdaptedLinear` takes two.
+In float32 the adapter is added to the weights, which is exact enough to change no answer. In bfloat16 the sum would be weights of
+neither model, so the adapter stays beside them, as serving engines hold it: PEFT's own layer takes five products, sums and casts
+where :class:`AdaptedLinear` takes two.
 """
 
 from pathlib import Path

@@ -73,7 +73,7 @@ def test_beside_the_weights_and_in_them_and_in_pefts_layers_the_adapter_says_the
         assert said == answers
 
 
-def test_in_bfloat16_it_is_as_near_to_the_truth_as_pefts_layers_are_and_nearer_than_merged_weights(base, tmp_path):
+def test_in_bfloat16_it_is_as_near_to_the_truth_as_pefts_layers_are(base, tmp_path):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -92,8 +92,6 @@ def test_in_bfloat16_it_is_as_near_to_the_truth_as_pefts_layers_are_and_nearer_t
         return float((logits_and_answers(model)[0] - truth).norm() / truth.norm())
 
     ours, pefts = error(load(base, path, "bfloat16")), error(adapted(torch.bfloat16))
-    merged = error(adapted(torch.bfloat16).merge_and_unload())
-    print(f"{ours:.4f} beside, {pefts:.4f} PEFT, {merged:.4f} merged")
     assert ours < 1.1 * pefts < 0.1
 
 
