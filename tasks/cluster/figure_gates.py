@@ -178,7 +178,9 @@ def _limit(evidence: Evidence, references: References, name: str, size: int | No
         return share * references.chip.figures[name], "floor", f"{share:.0%} of what {references.chip.name} reaches"
     fabric = _fabric_of(evidence, references, name)
     if name.removeprefix("node_") == "all_reduce_busbw_gbytes_per_s" and fabric is not None and size is not None:
-        reached = fabric.all_reduce_gbytes_per_s(size)
+        pool = evidence.check.pool
+        num_ranks = pool.processes_per_node if name.startswith("node_") else pool.world_size
+        reached = fabric.all_reduce_gbytes_per_s(size, num_ranks)
         if reached is not None:
             return share * reached, "floor", f"{share:.0%} of {fabric.title}"
     return None, "presence", ""

@@ -111,7 +111,10 @@ def _curves(report: Report) -> str:
     across = len(report.nodes) > 1
     fabric = fabric_of(report.cluster_fabric if across else report.node_fabric)
     at = sorted({*sizes, *(size for size, _ in fabric.curve if size <= sizes[-1])}) if fabric else []
-    reference = [(s, v) for s in at if fabric is not None and (v := fabric.all_reduce_gbytes_per_s(s)) is not None]
+    ranks = sum(len(node.devices) for node in report.nodes)
+    reference = [
+        (s, v) for s in at if fabric is not None and (v := fabric.all_reduce_gbytes_per_s(s, ranks)) is not None
+    ]
     floor = [
         (f.size_bytes, f.limit)
         for f in report.findings

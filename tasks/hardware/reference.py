@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ class Fabric:
 
     Attributes:
         curve: ``(message in bytes, busbw of all-reduce in GB/s)``, by size.
+        curve_of_two: the same between two ranks, where it was measured: a small message takes as long among two as among
+            four, of which the formula makes less busbw.
         pair_gbytes_per_s: between two GPUs, one way; None: not known.
     """
 
@@ -35,16 +38,18 @@ class Fabric:
     curve: tuple[tuple[int, float], ...]
     pair_gbytes_per_s: float | None
     source: str
+    curve_of_two: tuple[tuple[int, float], ...] = ()
 
-    def all_reduce_gbytes_per_s(self, size_bytes: int) -> float | None:
+    def all_reduce_gbytes_per_s(self, size_bytes: int, num_ranks: int) -> float | None:
         """The reference at a size, straight between points on a logarithmic scale; None below the first point."""
-        if not self.curve or size_bytes < self.curve[0][0]:
+        curve = self.curve_of_two if num_ranks == 2 and self.curve_of_two else self.curve
+        if not curve or size_bytes < curve[0][0]:
             return None
-        for (low, at_low), (high, at_high) in zip(self.curve, self.curve[1:], strict=False):
+        for (low, at_low), (high, at_high) in pairwise(curve):
             if size_bytes <= high:
                 share = math.log(size_bytes / low) / math.log(high / low)
                 return at_low + share * (at_high - at_low)
-        return self.curve[-1][1]
+        return curve[-1][1]
 
 
 @cache
@@ -78,6 +83,9 @@ def fabric_of(name: str) -> Fabric | None:
     values = _read()["fabrics"].get(name)
     if values is None:
         return None
-    curve = tuple(sorted((int(size), float(value)) for size, value in values["all_reduce_curve"].items()))
+    curve, of_two = (
+        tuple(sorted((int(size), float(value)) for size, value in values.get(name, {}).items()))
+        for name in ("all_reduce_curve", "all_reduce_curve_of_two")
+    )
     pair = values.get("pair_gbytes_per_s")
-    return Fabric(name, values["title"], curve, None if pair is None else float(pair), values["source"])
+    return Fabric(name, values["title"], curve, None if pair is None else float(pair), values["source"], of_two)

@@ -160,5 +160,5 @@ class Cluster:
         is_inside = name.startswith("node_") or self.check.pool.num_nodes == 1
         fabric = references.node_fabric if is_inside else references.cluster_fabric
         fabric = fabric or fabric_of("nvlink4")
-        reached = fabric.all_reduce_gbytes_per_s(size) if size is not None and fabric is not None else None
+        reached = fabric.all_reduce_gbytes_per_s(size, 8) if size is not None and fabric is not None else None
         return reached or 1.0

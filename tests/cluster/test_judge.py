@@ -70,7 +70,7 @@ def test_a_fleet_that_is_slow_as_a_whole_misses_the_floor():
     cluster.figure("devices", "matrix_product_bfloat16_tflops_per_s", 400.0)
     finding = cluster.bad()["devices/matrix_product_bfloat16_tflops_per_s"]
     assert (finding.layer, len(finding.culprits)) == ("floor", 16)
-    assert finding.limit == pytest.approx(0.85 * 745)
+    assert finding.limit == pytest.approx(0.85 * chip_of("H100").figures[finding.gate])
 
 
 def test_a_limit_that_no_measurement_can_miss_is_itself_a_failure():
