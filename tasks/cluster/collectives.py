@@ -28,7 +28,8 @@ PERIOD = 1021
 SPAN_BYTES = 1 << 30
 MAX_CALLS = 32
 """On a GPU a repetition is so many calls, one right behind the other, that about SPAN_BYTES travel, and not more than MAX_CALLS:
-a single small message takes less time than its launch (14 instead of 66 GB/s at 1 MiB). nccl-tests times in the same way."""
+a single small message takes less time than its launch (14 instead of 66 GB/s at 1 MiB). nccl-tests times in the same way, with
+launches from C."""
 PAIR_REPEATS = 5
 SLOW_PAIR = 0.8
 """Share of the median below which a pair is measured again alone: others' traffic is no fault of its link."""
@@ -241,7 +242,6 @@ def _routes(
 
         def move() -> None:
             if meeting.rank == source:
-                faults.before_work()
                 dist.send(values, target)
             else:
                 dist.recv(buffer, source)
@@ -252,7 +252,8 @@ def _routes(
         meeting.sync()
         if meeting.rank == target and not torch.equal(buffer, values):
             meeting.recorder.problem("pair_correct", f"what came from rank {source} is not what was sent")
-        seconds = [span / calls for span in faults.seconds(meeting.timed(move, PAIR_REPEATS, calls=calls))]
+        timed = meeting.timed(move, PAIR_REPEATS, faults.before_work, calls=calls)
+        seconds = [span / calls for span in faults.seconds(timed)]
     everyone = meeting.gather(seconds)
     return {
         (source, target): size / _slowest([percentile(everyone[source], 0.5), percentile(everyone[target], 0.5)]) / 1e9
