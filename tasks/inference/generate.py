@@ -1,4 +1,4 @@
-"""Examples to predictions with plain transformers: sorted by length, batched, greedy; smaller batches where memory ends."""
+"""Examples to predictions with the model itself: sorted by length, batched, greedy; smaller batches where memory ends."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +11,7 @@ from tasks.contracts.conversation import Example
 from tasks.contracts.prediction import Prediction
 from tasks.dataset.rendering.family import Family, encode_prompt
 from tasks.dataset.rendering.json_calls import read_leniently
+from tasks.inference.graphed import GraphedDecoder, can_be_graphed
 from tasks.models.memory import free_memory, is_out_of_memory
 
 
@@ -42,11 +43,13 @@ def generate(
     # Longest first: memory that suffices for the first batch suffices for all, and equals waste no padding.
     prompts.sort(key=lambda item: (-len(item[0]), item[1].id))
     end = tokenizer.convert_tokens_to_ids(family.end_of_turn)
+    longest = max((len(ids) for ids, _ in prompts), default=0)
+    engine = _Engine(model, tokenizer.pad_token_id, end, max_new_tokens, longest)
     done = 0
     while done < len(prompts):
         batch = prompts[done : done + batch_size]
         began = time.perf_counter()
-        answers = _try(model, tokenizer, [ids for ids, _ in batch], end, max_new_tokens)
+        answers = _try(engine, [ids for ids, _ in batch], batch_size)
         if answers is None:
             if len(batch) == 1:
                 raise OutOfMemory(
@@ -81,23 +84,44 @@ def _prediction(
     )
 
 
-def _try(model: Any, tokenizer: Any, prompts: Sequence[list[int]], end: int, max_new: int) -> list[list[int]] | None:
+class _Engine:
+    """How the model is run: step by step as graphs where that can be, else by transformers' ``generate``."""
+
+    def __init__(self, model: PreTrainedModel, pad: int, end: int, max_new_tokens: int, longest: int) -> None:
+        self.model, self.pad, self.end, self.max_new_tokens, self.longest = model, pad, end, max_new_tokens, longest
+        self.is_graphed = can_be_graphed(model)
+        self.decoder: GraphedDecoder | None = None
+
+    def answer(self, prompts: Sequence[list[int]], batch_size: int) -> list[list[int]]:
+        """The new token ids of each prompt, up to ``max_new_tokens``."""
+        if not self.is_graphed:
+            return _answer(self.model, self.pad, prompts, self.end, self.max_new_tokens)
+        if self.decoder is None:
+            self.decoder = GraphedDecoder(
+                self.model, end=self.end, pad=self.pad, batch_size=min(batch_size, len(prompts)),
+                max_prompt_tokens=self.longest, max_new_tokens=self.max_new_tokens,
+            )  # fmt: skip
+        return self.decoder.answer(prompts)
+
+
+def _try(engine: _Engine, prompts: Sequence[list[int]], batch_size: int) -> list[list[int]] | None:
     """The answers, or None where memory ran out: outside of the handler, so that the error keeps no tensor alive."""
     try:
-        return _answer(model, tokenizer, prompts, end, max_new)
+        return engine.answer(prompts, batch_size)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+    engine.decoder = None
     free_memory()
     return None
 
 
 def _answer(
-    model: PreTrainedModel, tokenizer: Any, prompts: Sequence[list[int]], end: int, max_new_tokens: int
+    model: PreTrainedModel, pad: int, prompts: Sequence[list[int]], end: int, max_new_tokens: int
 ) -> list[list[int]]:
     """The new token ids of each prompt, up to ``max_new_tokens``; left-padded as decoders need it."""
     width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), tokenizer.pad_token_id)
+    ids = torch.full((len(prompts), width), pad)
     mask = torch.zeros((len(prompts), width), dtype=torch.long)
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
@@ -108,8 +132,10 @@ def _answer(
             attention_mask=mask.to(model.device),
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            # Qwen's own configuration asks for 1.05 or 1.1, which would no longer be greedy: calls repeat names and quotes.
+            repetition_penalty=1.0,
             eos_token_id=end,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=pad,
         )
     answers: list[list[int]] = output[:, width:].tolist()
     return answers

@@ -40,9 +40,28 @@ def test_a_padded_batch_answers_as_each_prompt_does_alone(model, tokenizer):
     ]
     # A token of the first answer ends it early, while the others go on.
     end = expected[0].tolist()[3]
-    answers = _answer(model, tokenizer, prompts, end, MAX_NEW_TOKENS)
+    answers = _answer(model, tokenizer.pad_token_id, prompts, end, MAX_NEW_TOKENS)
     assert len(cut(answers[0], end)) < MAX_NEW_TOKENS
     assert [cut(a, end) for a in answers] == [cut(e.tolist(), end) for e in expected]
+
+
+def test_steps_over_a_cache_of_fixed_size_answer_as_generate_does(model, tokenizer):
+    """On a GPU each step is one CUDA graph; what is in it is the same here."""
+    from tasks.inference.generate import _answer
+    from tasks.inference.graphed import GraphedDecoder
+
+    prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
+    pad, end = tokenizer.pad_token_id, 198
+    expected = [_answer(model, pad, [prompt], end, MAX_NEW_TOKENS)[0] for prompt in prompts]
+    decoder = GraphedDecoder(
+        model, end=end, pad=pad, batch_size=2, max_prompt_tokens=max(map(len, prompts)), max_new_tokens=MAX_NEW_TOKENS
+    )
+    # Two, then one: what an earlier batch left in the cache is not seen, nor the row that fills the batch up.
+    answers = decoder.answer(prompts[:2]) + decoder.answer(prompts[2:])
+    assert [cut(a, end) for a in answers] == [cut(e, end) for e in expected]
+    assert {end in answer for answer in expected} == {True, False}
+    with pytest.raises(ValueError, match="3 prompts"):
+        decoder.answer(prompts)
 
 
 def test_the_loss_of_an_answer_is_the_models_own(model, tokenizer):

@@ -1,0 +1,155 @@
+"""Greedy decoding on a GPU with one launch a token: a step's kernels as one CUDA graph over a cache of fixed size.
+
+From Python the launches of a step take 80 ms for 32 layers, whatever the batch (measured on an H100), which is many times the
+GPU's work. The cache is transformers' own; everything that changes from step to step is a tensor on the device.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, StaticCache
+from transformers.cache_utils import StaticLayer
+
+STEPS_AT_ONCE = 8
+"""Steps between two looks at whether all answers have ended: each look waits for the device."""
+ALIGNMENT = 16
+"""The cache's length is a multiple of it, as fused attention wants its masks."""
+WARMUP_STEPS = 2
+"""Before capture: libraries take their workspaces in the first call."""
+
+
+def can_be_graphed(model: PreTrainedModel) -> bool:
+    """Whether the model is on a GPU and its cache holds every token of every layer (no sliding windows)."""
+    if model.device.type != "cuda":
+        return False
+    return all(type(layer) is StaticLayer for layer in StaticCache(config=model.config, max_cache_len=1).layers)
+
+
+class GraphedDecoder:
+    """Answers batches of up to ``batch_size`` prompts of up to ``max_prompt_tokens`` tokens.
+
+    On a processor it takes the same steps without a graph, which is for tests.
+
+    Args:
+        end: token that ends an answer; ``pad``: token for the places before a shorter prompt.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        end: int,
+        pad: int,
+        batch_size: int,
+        max_prompt_tokens: int,
+        max_new_tokens: int,
+    ) -> None:
+        self._model: Any = model
+        self._end, self._pad = end, pad
+        self.batch_size, self.max_prompt_tokens, self.max_new_tokens = batch_size, max_prompt_tokens, max_new_tokens
+        device, needed = model.device, max_prompt_tokens + max_new_tokens
+        length = -(-needed // ALIGNMENT) * ALIGNMENT
+        self._cache = StaticCache(config=model.config, max_cache_len=length)
+        self._token = torch.zeros((batch_size, 1), dtype=torch.long, device=device)
+        self._position = torch.zeros((batch_size, 1), dtype=torch.long, device=device)
+        self._seen = torch.zeros((batch_size, 1, 1, length), dtype=torch.bool, device=device)
+        self._column = torch.zeros(1, dtype=torch.long, device=device)
+        self._answers = torch.zeros((batch_size, max_new_tokens), dtype=torch.long, device=device)
+        self._num_new = torch.zeros(1, dtype=torch.long, device=device)
+        self._has_ended = torch.zeros(batch_size, dtype=torch.bool, device=device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def answer(self, prompts: Sequence[list[int]]) -> list[list[int]]:
+        """The new token ids of each prompt; what follows an ``end`` means nothing.
+
+        Raises:
+            ValueError: more or longer prompts than it was made for.
+        """
+        width = max(map(len, prompts))
+        if len(prompts) > self.batch_size or width > self.max_prompt_tokens:
+            raise ValueError(
+                f"{len(prompts)} prompts of up to {width} tokens, made for {self.batch_size} of {self.max_prompt_tokens}"
+            )
+        with torch.inference_mode():
+            self._run(prompts, width)
+        answers: list[list[int]] = self._answers[: len(prompts), : int(self._num_new)].tolist()
+        return answers
+
+    def _run(self, prompts: Sequence[list[int]], width: int) -> None:
+        if self._graph is None and self._model.device.type == "cuda":
+            with torch.cuda.device(self._model.device):
+                self._capture()
+        self._read(prompts, width)
+        for made in range(1, self.max_new_tokens):
+            if made % STEPS_AT_ONCE == 1 and bool(self._has_ended.all()):
+                break
+            if self._graph is None:
+                self._step()
+            else:
+                self._graph.replay()
+
+    def _read(self, prompts: Sequence[list[int]], width: int) -> None:
+        """Fill the cache with the prompts, left-padded, and find their first new tokens."""
+        device = self._model.device
+        # A batch that is not full repeats its last prompt: the graph's shapes are fixed.
+        rows = [*prompts, *[prompts[-1]] * (self.batch_size - len(prompts))]
+        ids = torch.tensor([[self._pad] * (width - len(row)) + row for row in rows], device=device)
+        is_real = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], device=device)
+        self._cache.reset()
+        self._seen.zero_()
+        self._seen[:, 0, 0, :width] = is_real
+        causal = torch.ones((width, self._seen.shape[-1]), dtype=torch.bool, device=device).tril()
+        positions = (is_real.cumsum(1) - 1).clamp(min=0)
+        # A padding place sees itself, so that no row of the softmax is empty.
+        itself = torch.eye(width, self._seen.shape[-1], dtype=torch.bool, device=device)
+        output = self._model(
+            input_ids=ids,
+            attention_mask=(causal & self._seen) | itself,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self._position.copy_(is_real.sum(1, keepdim=True))
+        self._column.fill_(width)
+        self._num_new.zero_()
+        self._answers.zero_()
+        self._has_ended.zero_()
+        self._take(output.logits)
+
+    def _step(self) -> None:
+        self._seen.index_fill_(3, self._column, True)
+        output = self._model(
+            input_ids=self._token,
+            attention_mask=self._seen,
+            position_ids=self._position,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        self._position.add_(1)
+        self._column.add_(1)
+        self._take(output.logits)
+
+    def _take(self, logits: torch.Tensor) -> None:
+        """The likeliest token of each row becomes the next input. Source of ties: the first, as ``generate``."""
+        token = logits[:, -1].argmax(-1)
+        self._token.copy_(token[:, None])
+        self._answers.index_copy_(1, self._num_new, token[:, None])
+        self._num_new.add_(1)
+        self._has_ended.logical_or_(token == self._end)
+
+    def _capture(self) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARMUP_STEPS):
+                self._num_new.zero_()
+                self._step()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._num_new.zero_()
+        graph = torch.cuda.CUDAGraph()
+        # NCCL's watchdog asks the device from a thread of its own, which the default mode forbids.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self._step()
+        self._graph = graph
