@@ -288,6 +288,11 @@ class InferenceSettings(Settings):
     """Requests per GPU at a time."""
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest answer; one that is cut there is marked as such."""
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    """0: the likeliest token each time (greedy). Above: answers are drawn, each from random numbers of its own, so that neither
+    batches nor processes change them."""
+    seed: int = Field(default=7, ge=0)
+    """Of the drawn answers, where the temperature is above 0."""
     num_loss_rows: int = Field(default=32, ge=0)
     """Test rows on whose expected answers both models' loss is measured as well, the first by id."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

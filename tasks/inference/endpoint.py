@@ -21,6 +21,7 @@ from tasks.contracts.settings import EndpointSettings
 from tasks.dataset.rendering.family import Family, encode_prompt
 from tasks.dataset.rendering.json_calls import as_call, read_leniently
 from tasks.dataset.rendering.strict_json import STRICT
+from tasks.inference.sampling import seed_of
 
 MAX_ANSWER_BYTES = 8 * 2**20
 LONGEST_PAUSE_S = 60.0
@@ -64,6 +65,7 @@ class Endpoint:
     Attributes:
         model: its name there.
         max_new_tokens: longest answer.
+        temperature, seed: 0 is greedy; above, the server is given a seed for each request, and draws as it likes to.
     """
 
     settings: EndpointSettings
@@ -71,6 +73,8 @@ class Endpoint:
     tokenizer: Any
     family: Family
     max_new_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
 
     def ask(self, examples: Sequence[Example], on_prediction: Callable[[Prediction], None]) -> None:
         """Put every example to the server; answers come in an order of their own.
@@ -123,7 +127,13 @@ class Endpoint:
         )
 
     def _request(self, example: Example) -> tuple[str, dict[str, Any], int]:
-        body: dict[str, Any] = {"model": self.model, "temperature": 0, "max_tokens": self.max_new_tokens}
+        body: dict[str, Any] = {
+            "model": self.model,
+            "temperature": self.temperature,
+            "max_tokens": self.max_new_tokens,
+        }
+        if self.temperature:
+            body["seed"] = seed_of(self.seed, example.id)
         if self.settings.api == "chat":
             tools = [{"type": "function", "function": tool} for tool in example.tools]
             messages = [_as_chat(message) for message in example.messages]

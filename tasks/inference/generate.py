@@ -1,17 +1,19 @@
-"""Examples to predictions with the model itself: sorted by length, batched, greedy; smaller batches where memory ends."""
+"""Examples to predictions with the model itself: sorted by length, batched; smaller batches where memory ends."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import LogitsProcessorList, PreTrainedModel
 
 from tasks.contracts.conversation import Example
 from tasks.contracts.prediction import Prediction
 from tasks.dataset.rendering.family import Family, encode_prompt
 from tasks.dataset.rendering.json_calls import read_leniently
 from tasks.inference.graphed import GraphedDecoder, can_be_graphed
+from tasks.inference.sampling import SeededSampling
 from tasks.models.memory import free_memory, is_out_of_memory
 
 
@@ -27,12 +29,15 @@ def generate(
     *,
     batch_size: int,
     max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
     on_done: Callable[[int], None] = lambda done: None,
     on_smaller: Callable[[int], None] = lambda batch_size: None,
 ) -> Iterator[Prediction]:
     """Answers in an order of their own; each prediction names its example.
 
     Args:
+        temperature: 0 is greedy; above, answers are drawn, each by ``seed`` and the example's id.
         on_done: told the number of finished examples after every batch.
         on_smaller: told the new batch size when memory did not suffice for the one before.
 
@@ -44,12 +49,12 @@ def generate(
     prompts.sort(key=lambda item: (-len(item[0]), item[1].id))
     end = tokenizer.convert_tokens_to_ids(family.end_of_turn)
     longest = max((len(ids) for ids, _ in prompts), default=0)
-    engine = _Engine(model, tokenizer.pad_token_id, end, max_new_tokens, longest)
+    engine = _Engine(model, tokenizer.pad_token_id, end, max_new_tokens, longest, temperature, seed)
     done = 0
     while done < len(prompts):
         batch = prompts[done : done + batch_size]
         began = time.perf_counter()
-        answers = _try(engine, [ids for ids, _ in batch], batch_size)
+        answers = _try(engine, [(example.id, ids) for ids, example in batch], batch_size)
         if answers is None:
             if len(batch) == 1:
                 raise OutOfMemory(
@@ -84,30 +89,40 @@ def _prediction(
     )
 
 
+@dataclass
 class _Engine:
     """How the model is run: step by step as graphs where that can be, else by transformers' ``generate``."""
 
-    def __init__(self, model: PreTrainedModel, pad: int, end: int, max_new_tokens: int, longest: int) -> None:
-        self.model, self.pad, self.end, self.max_new_tokens, self.longest = model, pad, end, max_new_tokens, longest
-        self.is_graphed = can_be_graphed(model)
-        self.decoder: GraphedDecoder | None = None
+    model: PreTrainedModel
+    pad: int
+    end: int
+    max_new_tokens: int
+    longest: int
+    temperature: float
+    seed: int
+    decoder: GraphedDecoder | None = None
 
-    def answer(self, prompts: Sequence[list[int]], batch_size: int) -> list[list[int]]:
-        """The new token ids of each prompt, up to ``max_new_tokens``."""
-        if not self.is_graphed:
-            return _answer(self.model, self.pad, prompts, self.end, self.max_new_tokens)
-        if self.decoder is None:
-            self.decoder = GraphedDecoder(
-                self.model, end=self.end, pad=self.pad, batch_size=min(batch_size, len(prompts)),
-                max_prompt_tokens=self.longest, max_new_tokens=self.max_new_tokens,
-            )  # fmt: skip
-        return self.decoder.answer(prompts)
+    def answer(self, batch: Sequence[tuple[str, list[int]]], batch_size: int) -> list[list[int]]:
+        """The new token ids of each request (id, prompt), up to ``max_new_tokens``."""
+        prompts = [ids for _, ids in batch]
+        drawing = LogitsProcessorList()
+        if self.temperature:
+            names = [name for name, _ in batch]
+            drawing.append(SeededSampling(names, self.temperature, self.seed, self.model.device))
+        elif can_be_graphed(self.model):
+            if self.decoder is None:
+                self.decoder = GraphedDecoder(
+                    self.model, end=self.end, pad=self.pad, batch_size=min(batch_size, len(prompts)),
+                    max_prompt_tokens=self.longest, max_new_tokens=self.max_new_tokens,
+                )  # fmt: skip
+            return self.decoder.answer(prompts)
+        return _answer(self.model, self.pad, prompts, self.end, self.max_new_tokens, drawing)
 
 
-def _try(engine: _Engine, prompts: Sequence[list[int]], batch_size: int) -> list[list[int]] | None:
+def _try(engine: _Engine, batch: Sequence[tuple[str, list[int]]], batch_size: int) -> list[list[int]] | None:
     """The answers, or None where memory ran out: outside of the handler, so that the error keeps no tensor alive."""
     try:
-        return engine.answer(prompts, batch_size)
+        return engine.answer(batch, batch_size)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -117,7 +132,12 @@ def _try(engine: _Engine, prompts: Sequence[list[int]], batch_size: int) -> list
 
 
 def _answer(
-    model: PreTrainedModel, pad: int, prompts: Sequence[list[int]], end: int, max_new_tokens: int
+    model: PreTrainedModel,
+    pad: int,
+    prompts: Sequence[list[int]],
+    end: int,
+    max_new_tokens: int,
+    drawing: LogitsProcessorList | None = None,
 ) -> list[list[int]]:
     """The new token ids of each prompt, up to ``max_new_tokens``; left-padded as decoders need it."""
     width = max(map(len, prompts))
@@ -131,7 +151,9 @@ def _answer(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             max_new_tokens=max_new_tokens,
+            # Draws, too, are the highest of the scores: of those that SeededSampling has changed.
             do_sample=False,
+            logits_processor=drawing,
             # Qwen's own configuration asks for 1.05 or 1.1, which would no longer be greedy: calls repeat names and quotes.
             repetition_penalty=1.0,
             eos_token_id=end,

@@ -91,7 +91,9 @@ def run(attempt: Attempt) -> Mapping[str, Any] | None:
             if num_done % settings.batch_size == 0 or num_done == len(mine):
                 on_done(num_done)
 
-        Endpoint(settings.endpoint, name, tokenizer, family, settings.max_new_tokens).ask(mine, on_prediction)
+        Endpoint(
+            settings.endpoint, name, tokenizer, family, settings.max_new_tokens, settings.temperature, settings.seed
+        ).ask(mine, on_prediction)
         figures = RankFigures(time.perf_counter() - began, None, 0, LossSum(), LossSum())
     else:
         answers = generate(
@@ -101,6 +103,8 @@ def run(attempt: Attempt) -> Mapping[str, Any] | None:
             mine,
             batch_size=settings.batch_size,
             max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            seed=settings.seed,
             on_done=on_done,
             on_smaller=on_smaller,
         )

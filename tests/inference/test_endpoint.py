@@ -1,5 +1,6 @@
 """A real server that misbehaves: dies halfway, asks to wait, answers garbage. Nothing is lost, and nothing waits for ever."""
 
+import dataclasses
 import json
 import threading
 from collections import Counter
@@ -107,6 +108,16 @@ def test_the_server_is_sent_the_ids_that_training_taught_and_every_answer_is_rea
     assert sent == {tuple(encode_prompt(Tokens(), FAMILY, e)) for e in EXAMPLES}
     assert {key for _, _, key in server.seen} == {"Bearer the-key"}
     assert server.most == 8
+
+
+def test_drawn_answers_ask_for_a_seed_each_and_greedy_ones_for_none(server):
+    asked(endpoint(server), EXAMPLES[:1])
+    (_, body, _) = server.seen.pop()
+    assert body["temperature"] == 0
+    assert "seed" not in body
+    asked(dataclasses.replace(endpoint(server), temperature=0.7, seed=3))
+    assert {body["temperature"] for _, body, _ in server.seen} == {0.7}
+    assert len({body["seed"] for _, body, _ in server.seen}) == len(EXAMPLES)
 
 
 def test_chat_reads_the_calls_that_the_server_read(server):

@@ -64,6 +64,46 @@ def test_steps_over_a_cache_of_fixed_size_answer_as_generate_does(model, tokeniz
         decoder.answer(prompts)
 
 
+def drawn(model, tokenizer, examples, batch_size, seed=7):
+    from tasks.dataset.rendering.family import FAMILIES
+    from tasks.inference.generate import generate
+
+    answers = generate(
+        model,
+        tokenizer,
+        FAMILIES["smollm2"],
+        examples,
+        batch_size=batch_size,
+        max_new_tokens=6,
+        temperature=1.0,
+        seed=seed,
+    )
+    return {answer.example_id: answer.text for answer in answers}
+
+
+def test_a_drawn_answer_is_the_same_in_any_batch_and_another_with_another_seed(model, tokenizer):
+    from tasks.inference.losses import plain_conversations
+
+    examples = plain_conversations()[:3]
+    together = drawn(model, tokenizer, examples, 3)
+    assert together == drawn(model, tokenizer, examples[::-1], 1)
+    assert together != drawn(model, tokenizer, examples, 3, seed=8)
+
+
+def test_draws_follow_the_softmax_of_the_scores():
+    import torch
+
+    from tasks.inference.sampling import SeededSampling
+
+    scores = torch.tensor([0.0, 1.0, 3.0])
+    expected = (scores / 0.5).softmax(0)
+    draw = SeededSampling([str(n) for n in range(4000)], 0.5, 7, torch.device("cpu"))
+    counts = draw(None, scores.expand(4000, 3)).argmax(1).bincount(minlength=3)
+    # Five standard deviations of a share of 4,000 draws.
+    deviation = (expected * (1 - expected) / 4000).sqrt()
+    assert ((counts / 4000 - expected).abs() <= 5 * deviation).all()
+
+
 def test_the_loss_of_an_answer_is_the_models_own(model, tokenizer):
     import torch
 

@@ -9,10 +9,13 @@ import mlflow
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from mlflow.tracking import MlflowClient
+from peft import PeftModel
 
 from flows.local_stack import REPOSITORY
-from tasks.contracts.files import read_json
+from tasks.contracts.files import read_json, write_json
+from tasks.models.load import load_model
 from tests.dataset.reading import write_jsonl
 from tests.dataset.test_prepare import as_format
 from tests.dataset.test_split import various_rows
@@ -42,7 +45,18 @@ def test_a_run_from_rows_to_report(first_run, storage, stack):
     assert children == dict.fromkeys(STAGES, "FINISHED")
 
 
-def test_mlflow_has_curves_params_datasets_artifacts_and_the_model(first_run, storage, stack, monkeypatch):
+def logits(base: Path, adapter: Path | None) -> torch.Tensor:
+    """Of a few tokens, as plain PEFT computes them."""
+    model = load_model(base, "float32")
+    with torch.inference_mode():
+        return (model if adapter is None else PeftModel.from_pretrained(model, adapter))(
+            torch.tensor([[5, 6, 7]])
+        ).logits
+
+
+def test_mlflow_has_curves_params_datasets_artifacts_and_the_model(
+    first_run, storage, stack, embedded_model, tmp_path, monkeypatch
+):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", stack.mlflow)
     client = MlflowClient(stack.mlflow)
     experiment = client.get_experiment_by_name("finetune").experiment_id
@@ -66,11 +80,15 @@ def test_mlflow_has_curves_params_datasets_artifacts_and_the_model(first_run, st
     assert version.tags["base_weights_sha256"] == training.data.tags["base_weights_sha256"]
     assert "exact_match" in version.tags
     assert "stays candidate: its gates did not pass" in client.get_run(parent.info.run_id).data.tags["registered"]
-    # The very weights that were trained come back out of the registry.
+    # The very adapter that was trained comes back out of the registry.
     source = client.get_model_version_download_uri(version.name, version.version)
-    loaded = mlflow.artifacts.download_artifacts(f"{source}/adapter_model.safetensors", tracking_uri=stack.mlflow)
-    trained = storage / "runs" / "first" / "training" / "adapter" / "adapter_model.safetensors"
-    assert Path(loaded).read_bytes() == trained.read_bytes()
+    registered = Path(mlflow.artifacts.download_artifacts(source, dst_path=str(tmp_path), tracking_uri=stack.mlflow))
+    trained = storage / "runs" / "first" / "training" / "adapter"
+    weights = "adapter_model.safetensors"
+    assert (registered / weights).read_bytes() == (trained / weights).read_bytes()
+    original, ours, theirs = (logits(embedded_model, adapter) for adapter in (None, trained, registered))
+    assert torch.equal(ours, theirs)
+    assert not torch.equal(ours, original)
     tables = [
         mlflow.artifacts.load_dict(f"{runs[name].info.artifact_uri}/evaluation.json")
         for name in ("run_inference_baseline", "run_inference_finetuned")
@@ -83,6 +101,25 @@ def test_mlflow_has_curves_params_datasets_artifacts_and_the_model(first_run, st
     candidate = client.get_model_version_by_alias("function-calling-embedded", "candidate")
     assert int(candidate.version) >= int(version.version)
     assert client.get_registered_model("function-calling-embedded").aliases.keys() == {"candidate"}
+
+
+def test_one_process_answers_what_two_do(small_run, storage):
+    """Data parallelism deals out other batches, and must change no answer."""
+    run = storage / "runs" / "small"
+    (two,) = (run / "jobs" / "run_inference_baseline").glob("*/spec.json")
+    spec = read_json(two)
+    assert spec["num_nodes"] == 2
+    attempt, alone = run / "jobs" / "one_process" / "001", run / "one_process"
+    write_json(attempt / "spec.json", spec | {"arguments": spec["arguments"] | {"output": str(alone)}})
+    (attempt.parent / "NEWEST").write_text("001")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--module", "tasks.inference"]
+    subprocess.run([*command, attempt / "spec.json"], cwd=REPOSITORY, check=True, timeout=300)
+    answers = [
+        {row["example_id"]: row["text"] for row in pq.read_table(folder / "predictions.parquet").to_pylist()}
+        for folder in (Path(spec["arguments"]["output"]), alone)
+    ]
+    assert answers[0] == answers[1]
+    assert len(set(answers[0].values())) > 1
 
 
 def test_a_control_run_on_shuffled_answers_reuses_the_rest_and_claims_no_improvement(
