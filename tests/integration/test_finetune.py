@@ -103,13 +103,13 @@ def test_mlflow_has_curves_params_datasets_artifacts_and_the_model(
     assert client.get_registered_model("function-calling-embedded").aliases.keys() == {"candidate"}
 
 
-def test_one_process_answers_what_two_do(small_run, storage):
+def test_one_process_answers_what_two_do(small_run, storage, tmp_path):
     """Data parallelism deals out other batches, and must change no answer."""
-    run = storage / "runs" / "small"
-    (two,) = (run / "jobs" / "run_inference_baseline").glob("*/spec.json")
+    (two,) = (storage / "runs" / "small" / "jobs" / "run_inference_baseline").glob("*/spec.json")
     spec = read_json(two)
     assert spec["num_nodes"] == 2
-    attempt, alone = run / "jobs" / "one_process" / "001", run / "one_process"
+    attempt, alone = tmp_path / "job" / "001", tmp_path / "alone"
+    attempt.mkdir(parents=True)
     write_json(attempt / "spec.json", spec | {"arguments": spec["arguments"] | {"output": str(alone)}})
     (attempt.parent / "NEWEST").write_text("001")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--module", "tasks.inference"]
