@@ -138,11 +138,15 @@ def ask(question: Question, max_new_tokens: int | None) -> list[tuple[str, Predi
     family = family_for(detect_family(base) if family_name == "auto" else family_name, tokenizer)
     model = load_model(base, resolve_precision(experiment.inference.precision))
     adapted: Any = PeftModel.from_pretrained(model, folder.adapter, autocast_adapter_dtype=False).eval()
-    limit = max_new_tokens or experiment.inference.max_new_tokens
+    asked = experiment.inference
+    limit = max_new_tokens or asked.max_new_tokens
     answers = []
     for who, switch in (("original model", adapted.disable_adapter()), ("fine-tuned model", nullcontext())):
         with switch:
-            (prediction,) = generate(adapted, tokenizer, family, [question.example], batch_size=1, max_new_tokens=limit)
+            (prediction,) = generate(
+                adapted, tokenizer, family, [question.example], batch_size=1, max_new_tokens=limit,
+                temperature=asked.temperature, seed=asked.seed,
+            )  # fmt: skip
         answers.append((who, prediction))
     return answers
 

@@ -12,7 +12,7 @@ from tasks.contracts.conversation import Example
 from tasks.contracts.prediction import Prediction
 from tasks.dataset.rendering.family import Family, encode_prompt
 from tasks.dataset.rendering.json_calls import read_leniently
-from tasks.inference.graphed import GraphedDecoder, can_be_graphed
+from tasks.inference.graphed import GraphedDecoder, can_be_graphed, left_padded
 from tasks.inference.sampling import SeededSampling
 from tasks.models.memory import free_memory, is_out_of_memory
 
@@ -139,17 +139,12 @@ def _answer(
     max_new_tokens: int,
     drawing: LogitsProcessorList | None = None,
 ) -> list[list[int]]:
-    """The new token ids of each prompt, up to ``max_new_tokens``; left-padded as decoders need it."""
-    width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), pad)
-    mask = torch.zeros((len(prompts), width), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
+    """The new token ids of each prompt, up to ``max_new_tokens``."""
+    ids, is_real = left_padded(prompts, pad, model.device)
     with torch.inference_mode():
         output: Any = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
+            input_ids=ids,
+            attention_mask=is_real.long(),
             max_new_tokens=max_new_tokens,
             # Draws, too, are the highest of the scores: of those that SeededSampling has changed.
             do_sample=False,
@@ -159,5 +154,5 @@ def _answer(
             eos_token_id=end,
             pad_token_id=pad,
         )
-    answers: list[list[int]] = output[:, width:].tolist()
+    answers: list[list[int]] = output[:, ids.shape[1] :].tolist()
     return answers

@@ -26,6 +26,14 @@ def can_be_graphed(model: PreTrainedModel) -> bool:
     return all(type(layer) is StaticLayer for layer in StaticCache(config=model.config, max_cache_len=1).layers)
 
 
+def left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids, and where they are no padding, both (prompts, longest): decoders go on from the right."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in prompts], device=device)
+    is_real = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in prompts], device=device)
+    return ids, is_real
+
+
 class GraphedDecoder:
     """Answers batches of up to ``batch_size`` prompts of up to ``max_prompt_tokens`` tokens.
 
@@ -94,8 +102,7 @@ class GraphedDecoder:
         device = self._model.device
         # A batch that is not full repeats its last prompt: the graph's shapes are fixed.
         rows = [*prompts, *[prompts[-1]] * (self.batch_size - len(prompts))]
-        ids = torch.tensor([[self._pad] * (width - len(row)) + row for row in rows], device=device)
-        is_real = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], device=device)
+        ids, is_real = left_padded(rows, self._pad, device)
         self._cache.reset()
         self._seen.zero_()
         self._seen[:, 0, 0, :width] = is_real
