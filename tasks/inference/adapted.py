@@ -14,7 +14,8 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 from tasks.contracts.files import read_json
-from tasks.models.load import Resolved, load_model
+from tasks.inference.fused_norms import fuse_norms
+from tasks.models.load import Resolved, device, load_model
 from tasks.models.materialise import weights_digest
 
 
@@ -51,6 +52,8 @@ def load(folder: Path, adapter: Path | None, precision: Resolved) -> PreTrainedM
         ValueError: in bfloat16, the adapter holds more than LoRA's two factors.
     """
     model = load_model(folder, precision)
+    if precision == "bfloat16" and device().type == "cuda":
+        fuse_norms(model)
     if adapter is None:
         return model.eval()
     # The adapter in the weights' own precision, as serving engines load it.

@@ -16,6 +16,9 @@ from tasks.inference.graphed import GraphedDecoder, can_be_graphed, left_padded
 from tasks.inference.sampling import SeededSampling
 from tasks.models.memory import free_memory, is_out_of_memory
 
+WORTH_A_NEW_CACHE = 0.75
+"""Of a cache's length: prompts that need no more get a cache of their own."""
+
 
 class OutOfMemory(RuntimeError):
     """Not even one request fits."""
@@ -48,8 +51,7 @@ def generate(
     # Longest first: memory that suffices for the first batch suffices for all, and equals waste no padding.
     prompts.sort(key=lambda item: (-len(item[0]), item[1].id))
     end = tokenizer.convert_tokens_to_ids(family.end_of_turn)
-    longest = max((len(ids) for ids, _ in prompts), default=0)
-    engine = _Engine(model, tokenizer.pad_token_id, end, max_new_tokens, longest, temperature, seed)
+    engine = _Engine(model, tokenizer.pad_token_id, end, max_new_tokens, temperature, seed)
     done = 0
     while done < len(prompts):
         batch = prompts[done : done + batch_size]
@@ -97,7 +99,6 @@ class _Engine:
     pad: int
     end: int
     max_new_tokens: int
-    longest: int
     temperature: float
     seed: int
     decoder: GraphedDecoder | None = None
@@ -110,13 +111,25 @@ class _Engine:
             names = [name for name, _ in batch]
             drawing.append(SeededSampling(names, self.temperature, self.seed, self.model.device))
         elif can_be_graphed(self.model):
-            if self.decoder is None:
-                self.decoder = GraphedDecoder(
-                    self.model, end=self.end, pad=self.pad, batch_size=min(batch_size, len(prompts)),
-                    max_prompt_tokens=self.longest, max_new_tokens=self.max_new_tokens,
-                )  # fmt: skip
-            return self.decoder.answer(prompts)
+            return self._decoder_for(max(map(len, prompts)), min(batch_size, len(prompts))).answer(prompts)
         return _answer(self.model, self.pad, prompts, self.end, self.max_new_tokens, drawing)
+
+    def _decoder_for(self, longest: int, batch_size: int) -> GraphedDecoder:
+        """The one there is, until prompts are so much shorter that a cache of their own is worth its capture.
+
+        Every step reads the whole cache, as long as the longest prompt it was made for; prompts come longest first.
+        """
+        if self.decoder is not None:
+            length = self.decoder.max_prompt_tokens + self.max_new_tokens
+            if longest + self.max_new_tokens > WORTH_A_NEW_CACHE * length:
+                return self.decoder
+            # Before the new one takes memory of its own.
+            self.decoder = None
+        self.decoder = GraphedDecoder(
+            self.model, end=self.end, pad=self.pad, batch_size=batch_size,
+            max_prompt_tokens=longest, max_new_tokens=self.max_new_tokens,
+        )  # fmt: skip
+        return self.decoder
 
 
 def _try(engine: _Engine, batch: Sequence[tuple[str, list[int]]], batch_size: int) -> list[list[int]] | None:

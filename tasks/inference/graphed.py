@@ -4,12 +4,16 @@ From Python the launches of a step take 80 ms for 32 layers, whatever the batch 
 GPU's work. The cache is transformers' own; everything that changes from step to step is a tensor on the device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, StaticCache
+from transformers import DynamicCache, PreTrainedModel, StaticCache
 from transformers.cache_utils import StaticLayer
+
+from tasks.models.packed_attention import PACKED, register
 
 STEPS_AT_ONCE = 8
 """Steps between two looks at whether all answers have ended: each look waits for the device."""
@@ -17,6 +21,8 @@ ALIGNMENT = 16
 """The cache's length is a multiple of it, as fused attention wants its masks."""
 WARMUP_STEPS = 2
 """Before capture: libraries take their workspaces in the first call."""
+TOKENS_AT_ONCE = 16_384
+"""Prompts are read in parts of about so many: enough to fill a GPU, few enough for their intermediate results."""
 
 
 def can_be_graphed(model: PreTrainedModel) -> bool:
@@ -32,6 +38,28 @@ def left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device) ->
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in prompts], device=device)
     is_real = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in prompts], device=device)
     return ids, is_real
+
+
+@contextmanager
+def _attention(model: PreTrainedModel, implementation: str) -> Iterator[None]:
+    """The model with another attention, and then with its own again."""
+    own = model.config._attn_implementation
+    model.set_attn_implementation(implementation)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(own)
+
+
+def _chunks(prompts: Sequence[list[int]]) -> Iterator[tuple[int, int]]:
+    """First and one past the last of successive prompts that are read together."""
+    first, num_tokens = 0, 0
+    for number, prompt in enumerate(prompts):
+        if number > first and num_tokens + len(prompt) > TOKENS_AT_ONCE:
+            yield first, number
+            first, num_tokens = number, 0
+        num_tokens += len(prompt)
+    yield first, len(prompts)
 
 
 class GraphedDecoder:
@@ -53,6 +81,7 @@ class GraphedDecoder:
         max_prompt_tokens: int,
         max_new_tokens: int,
     ) -> None:
+        register()
         self._model: Any = model
         self._end, self._pad = end, pad
         self.batch_size, self.max_prompt_tokens, self.max_new_tokens = batch_size, max_prompt_tokens, max_new_tokens
@@ -98,32 +127,56 @@ class GraphedDecoder:
                 self._graph.replay()
 
     def _read(self, prompts: Sequence[list[int]], width: int) -> None:
-        """Fill the cache with the prompts, left-padded, and find their first new tokens."""
-        device = self._model.device
-        # A batch that is not full repeats its last prompt: the graph's shapes are fixed.
-        rows = [*prompts, *[prompts[-1]] * (self.batch_size - len(prompts))]
-        ids, is_real = left_padded(rows, self._pad, device)
-        self._cache.reset()
+        """Put the prompts' keys and values into the cache, each ending at column ``width``, and find their first tokens."""
+        device, num = self._model.device, len(prompts)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        columns = torch.arange(self._seen.shape[-1], device=device)
         self._seen.zero_()
-        self._seen[:, 0, 0, :width] = is_real
-        causal = torch.ones((width, self._seen.shape[-1]), dtype=torch.bool, device=device).tril()
-        positions = (is_real.cumsum(1) - 1).clamp(min=0)
-        # A padding place sees itself, so that no row of the softmax is empty.
-        itself = torch.eye(width, self._seen.shape[-1], dtype=torch.bool, device=device)
-        output = self._model(
-            input_ids=ids,
-            attention_mask=(causal & self._seen) | itself,
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self._position.copy_(is_real.sum(1, keepdim=True))
+        self._seen[:num, 0, 0] = (columns >= width - lengths[:, None]) & (columns < width)
+        # The rows of a batch that is not full see one place: no row of the softmax may be empty.
+        self._seen[num:, 0, 0, width - 1] = True
+        self._position.zero_()
+        self._position[:num, 0] = lengths
         self._column.fill_(width)
         self._num_new.zero_()
         self._answers.zero_()
+        logits = []
+        with _attention(self._model, PACKED):
+            for first, last in _chunks(prompts):
+                logits.append(self._read_chunk(prompts[first:last], first, width))
+        for layer in self._cache.layers:
+            layer.cumulative_length.fill_(width)
         self._has_ended.zero_()
-        self._take(output.logits)
+        self._take(torch.nn.functional.pad(torch.cat(logits), (0, 0, 0, self.batch_size - num)))
+        self._has_ended[num:] = True
+
+    def _read_chunk(self, prompts: Sequence[list[int]], row: int, width: int) -> torch.Tensor:
+        """Logits (prompts, vocabulary) after each of the prompts, which the cache holds from ``row`` on."""
+        device = self._model.device
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+        positions = torch.cat([torch.arange(length) for length in lengths.tolist()])
+        rows = torch.repeat_interleave(torch.arange(row, row + len(prompts)), lengths).to(device)
+        columns = (positions + width - torch.repeat_interleave(lengths, lengths)).to(device)
+        packed = DynamicCache(config=self._model.config)
+        output = self._model(
+            input_ids=torch.tensor([list(chain.from_iterable(prompts))], device=device),
+            position_ids=positions[None].to(device),
+            past_key_values=packed,
+            use_cache=True,
+            logits_to_keep=(bounds[1:] - 1).to(device),
+            cu_seq_lens_q=bounds.to(device, torch.int32),
+            max_length_q=int(lengths.max()),
+        )
+        for kept, read in zip(self._cache.layers, packed.layers, strict=True):
+            if not kept.is_initialized:
+                kept.lazy_initialization(
+                    *(part.expand(self.batch_size, -1, -1, -1) for part in (read.keys, read.values))
+                )
+            kept.keys[rows, :, columns] = read.keys[0].transpose(0, 1)
+            kept.values[rows, :, columns] = read.values[0].transpose(0, 1)
+        last: torch.Tensor = output.logits[0]
+        return last
 
     def _step(self) -> None:
         self._seen.index_fill_(3, self._column, True)
@@ -136,11 +189,11 @@ class GraphedDecoder:
         )
         self._position.add_(1)
         self._column.add_(1)
-        self._take(output.logits)
+        self._take(output.logits[:, -1])
 
     def _take(self, logits: torch.Tensor) -> None:
-        """The likeliest token of each row becomes the next input. Source of ties: the first, as ``generate``."""
-        token = logits[:, -1].argmax(-1)
+        """The likeliest token of each row becomes the next input; of equals the first, as in ``generate``."""
+        token = logits.argmax(-1)
         self._token.copy_(token[:, None])
         self._answers.index_copy_(1, self._num_new, token[:, None])
         self._num_new.add_(1)

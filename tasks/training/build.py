@@ -10,10 +10,10 @@ from trl import SFTConfig, SFTTrainer
 
 from tasks.contracts.settings import TrainingSettings
 from tasks.models.load import Resolved, device, load_model, load_tokenizer, quiet_loading, resolve_precision
+from tasks.models.packed_attention import PACKED, register
 from tasks.training.adapter import lora_config
 from tasks.training.answer_only_loss import AnswerOnlyTrainer
 from tasks.training.elastic import Elastic
-from tasks.training.packed_attention import PACKED, register
 from tasks.training.packed_trainer import PackedTrainer
 from tasks.training.plan import TrainingPlan
 from tasks.training.ranks import START_LIMIT_S

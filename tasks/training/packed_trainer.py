@@ -28,7 +28,7 @@ ATTENTION_KERNELS = [
 
 
 class PackedTrainer(SFTTrainer):
-    """:class:`~trl.SFTTrainer` with ``padding_free=True`` on a model whose attention is packed (``packed_attention.py``).
+    """:class:`~trl.SFTTrainer` with ``padding_free=True`` on a model whose attention is :data:`PACKED`.
 
     The loss is that of :class:`~trl.SFTTrainer`: cross-entropy of the answers, over the answer tokens of the global batch;
     a test holds loss and gradient to it.

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.integration
 
@@ -29,8 +30,6 @@ def cut(answer: list[int], end: int) -> list[int]:
 
 
 def test_a_padded_batch_answers_as_each_prompt_does_alone(model, tokenizer):
-    import torch
-
     from tasks.inference.generate import _answer
 
     prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
@@ -62,6 +61,33 @@ def test_steps_over_a_cache_of_fixed_size_answer_as_generate_does(model, tokeniz
     assert {end in answer for answer in expected} == {True, False}
     with pytest.raises(ValueError, match="3 prompts"):
         decoder.answer(prompts)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["LlamaConfig", "Qwen3Config"])
+def test_a_graph_of_a_step_answers_as_generate_does(name):
+    """In float32, where rounding decides nothing; lengths are apart, and prompts are read in more than one part."""
+    import transformers
+
+    from tasks.inference import graphed
+    from tasks.inference.generate import _answer
+
+    torch.manual_seed(1)
+    config = getattr(transformers, name)(
+        vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=4096, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config).to("cuda").eval()
+    assert graphed.can_be_graphed(model)
+    prompts = [torch.randint(1, 512, (length,)).tolist() for length in (1100, 300, 17, 2, 1)]
+    assert len(list(graphed._chunks(prompts * 20))) > 1
+    expected = _answer(model, 0, prompts, 511, 40)
+    decoder = graphed.GraphedDecoder(
+        model, end=511, pad=0, batch_size=len(prompts), max_prompt_tokens=1100, max_new_tokens=40
+    )
+    for part in (prompts, prompts[3:], prompts):
+        answers = decoder.answer(part)
+        assert [cut(a, 511) for a in answers] == [cut(e, 511) for e in expected[len(prompts) - len(part) :]]
 
 
 def drawn(model, tokenizer, examples, batch_size, seed=7):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from tasks.training.packed_attention import packed_attention
+from tasks.models.packed_attention import packed_attention
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -30,9 +30,16 @@ def heads(lengths, device, dtype):
     return [torch.randn(1, num, sum(lengths), 64, device=device, dtype=dtype, requires_grad=True) for num in (4, 2, 2)]
 
 
-def test_equally_long_conversations_see_themselves_alone():
-    parts = heads([6, 6, 6], "cpu", torch.float32)
-    torch.testing.assert_close(packed(*parts, [6, 6, 6]), apart(*parts, [6, 6, 6]))
+@pytest.mark.parametrize("lengths", [[6, 6, 6], [3, 9, 1]])
+def test_without_a_gpu_conversations_see_themselves_alone(lengths):
+    parts = heads(lengths, "cpu", torch.float32)
+    whole, alone = packed(*parts, lengths), apart(*parts, lengths)
+    torch.testing.assert_close(whole, alone)
+    changed = [part.clone() for part in parts]
+    changed[1][:, :, 0] += 1
+    first = lengths[0]
+    assert not torch.equal(packed(*changed, lengths)[:, :first], whole[:, :first])
+    assert torch.equal(packed(*changed, lengths)[:, first:], whole[:, first:])
 
 
 @needs_gpu

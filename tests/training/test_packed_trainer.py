@@ -12,8 +12,8 @@ from trl import SFTConfig, SFTTrainer
 from tasks.contracts.files import write_json
 from tasks.contracts.settings import LoraSettings, TrainingSettings
 from tasks.models.load import load_tokenizer
+from tasks.models.packed_attention import PACKED, register
 from tasks.training.adapter import lora_config
-from tasks.training.packed_attention import PACKED, register
 from tasks.training.packed_trainer import PackedTrainer
 from tasks.training.rows import load_rows
 from tests.conftest import REPOSITORY

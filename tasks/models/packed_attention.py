@@ -58,6 +58,8 @@ def packed_attention(
         q, k, v = (_as_batch(part, num_conversations, max_length_q) for part in (query, key, value))
         output = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
         return output.transpose(1, 2).reshape(1, num_tokens, query.shape[1], -1), None
+    if query.device.type != "cuda" or query.dtype == torch.float32:
+        return _one_by_one(query, key, value, cu_seq_lens_q, scaling), None
     # Torch 2.11's takes as many key heads as query heads.
     groups = query.shape[1] // key.shape[1]
     tokens = [
@@ -68,6 +70,18 @@ def packed_attention(
         *tokens, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, window_size=(-1, 0)
     )
     return output.unsqueeze(0), None
+
+
+def _one_by_one(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """Where the variable-length kernel does not run: on a processor, and in float32."""
+    lengths = bounds.diff().tolist()
+    parts = zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True)
+    outputs = [
+        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True) for q, k, v in parts
+    ]
+    return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
 def _as_batch(part: torch.Tensor, num: int, length: int) -> torch.Tensor:
