@@ -89,6 +89,11 @@ def test_ranks_import_neither_prefect_nor_mlflow():
     assert not loaded_by(statement) & {"prefect", "mlflow"}
 
 
+def test_ranks_import_nothing_that_draws():
+    """Each rank of each job pays for what it imports: pictures are a second of ten."""
+    assert "matplotlib" not in loaded_by("import tasks.training.train, tasks.inference.run")
+
+
 def test_no_file_is_a_drawer():
     drawers = {"utils", "common", "helpers", "manager", "misc"}
     assert [path for path in modules() if path.stem in drawers] == []

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.contracts.conversation import Example, Tool, example_from_record, example_to_record, tools_in
+from tasks.contracts.conversation import Tool, example_from_record, example_to_record, tools_in
 from tasks.contracts.files import write_json
 from tasks.contracts.settings import DatasetSettings
 from tasks.dataset.augment import Augmenter, is_on
@@ -46,10 +46,9 @@ from tasks.dataset.split import (
     choose,
     shuffle_keys,
 )
+from tasks.dataset.stored import IGNORED
 from tasks.dataset.workers import ordered_map
 
-IGNORED = -100
-"""Label of a token that the loss leaves out (PyTorch's cross-entropy default)."""
 EXAMPLE_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("id", "messages", "tools", "expected", "answer", "source", "slice", "category")]
 )
@@ -134,11 +133,6 @@ def removed_at_the_end(folder: Path) -> Iterator[None]:
         yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def read_examples(path: Path) -> list[Example]:
-    """The examples in one of the Parquet files that :func:`prepare` wrote."""
-    return [example_from_record(record) for record in pq.read_table(path).to_pylist()]
 
 
 def _read(

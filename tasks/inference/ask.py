@@ -106,7 +106,7 @@ def read_tools(path: Path) -> tuple[Tool, ...]:
 
 def own_tools(folder: RunFolder) -> tuple[Tool, ...]:
     """Tools of the run's own test rows."""
-    from tasks.dataset.prepare import read_examples
+    from tasks.dataset.stored import read_examples
 
     found: dict[str, Tool] = {}
     for example in read_examples(folder.dataset / "test.parquet"):

@@ -19,8 +19,8 @@ from tasks.contracts.files import publish_folder, read_json, write_json, write_t
 from tasks.contracts.prediction import Prediction, prediction_from_record, prediction_to_record
 from tasks.contracts.settings import InferenceSettings, ModelSettings
 from tasks.dataset.bfcl import read_bfcl
-from tasks.dataset.prepare import read_examples
 from tasks.dataset.rendering.family import detect_family, family_for
+from tasks.dataset.stored import read_examples
 from tasks.inference.adapted import check_base, load
 from tasks.inference.endpoint import Endpoint
 from tasks.inference.generate import generate

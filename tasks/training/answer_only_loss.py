@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from trl import SFTTrainer
 
-from tasks.dataset.prepare import IGNORED
+from tasks.dataset.stored import IGNORED
 
 
 class AnswerOnlyTrainer(SFTTrainer):

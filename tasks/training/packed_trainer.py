@@ -13,7 +13,7 @@ from peft.helpers import disable_input_dtype_casting
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from trl import SFTTrainer
 
-from tasks.dataset.prepare import IGNORED
+from tasks.dataset.stored import IGNORED
 from tasks.training.answer_only_loss import per_answer
 from tasks.training.frozen_head import frozen_head_loss
 

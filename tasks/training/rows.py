@@ -7,8 +7,8 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from tasks.contracts.settings import TrainingSettings
-from tasks.dataset.prepare import IGNORED
 from tasks.dataset.split import permutation
+from tasks.dataset.stored import IGNORED
 
 
 def load_rows(path: Path, settings: TrainingSettings) -> Dataset:

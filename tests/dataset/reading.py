@@ -12,9 +12,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tasks.contracts.conversation import Example
 from tasks.contracts.settings import DatasetSettings
-from tasks.dataset.prepare import prepare, read_examples
+from tasks.dataset.prepare import prepare
 from tasks.dataset.rendering.family import FAMILIES
 from tasks.dataset.sources.rows import Conversation
+from tasks.dataset.stored import read_examples
 
 # Every byte is a token: any text can be tokenised, and back.
 BYTES = Tokenizer(

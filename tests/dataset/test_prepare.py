@@ -12,11 +12,11 @@ import pytest
 from tasks.contracts.overrides import SettingsError, read_experiment
 from tasks.contracts.settings import DatasetSettings
 from tasks.dataset.packing import pack
-from tasks.dataset.prepare import IGNORED
 from tasks.dataset.rendering.encode import Encoder, EncodingDiffers
 from tasks.dataset.sources.files import DatasetNotFound
 from tasks.dataset.sources.formats import UnknownFormat
 from tasks.dataset.sources.read import check_dataset
+from tasks.dataset.stored import IGNORED
 from tests.dataset.reading import BYTES, prepared, write_jsonl
 from tests.dataset.test_split import various_rows
 
