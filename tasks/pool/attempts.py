@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from tasks.contracts.attempt import BEGUN
 from tasks.contracts.files import only_one, read_json, write_json, write_text
-from tasks.contracts.job import FailureKind, JobError, JobSpec, JobState, LogLine
+from tasks.contracts.job import FailureKind, JobError, JobHandle, JobSpec, JobState, LogLine
 from tasks.contracts.pool_settings import Backend
 from tasks.pool.failures import first_failure
 from tasks.pool.torchrun_files import FAILURES, HOST
@@ -55,6 +55,24 @@ def is_ours_to_ask(attempt: Path, backend: Backend) -> bool:
             f"(python -m tasks.pool cancel {name.rpartition('/')[0]}), or give another --run"
         )
     return ended is JobState.SUCCEEDED
+
+
+def adopted(newest: Path, job: JobSpec) -> JobHandle:
+    """The handle of an attempt that runs or has ended well, for a job that was told to do the same.
+
+    Raises:
+        ValueError: it was told otherwise, as after a change of the project's code or folders: what it made is of other inputs.
+    """
+    begun, wanted = read_spec(newest), json.loads(json.dumps({"module": job.module, **job.arguments}))
+    before = {"module": begun.module, **begun.arguments}
+    for key in sorted(before.keys() | wanted.keys()):
+        then, now = (str(told.get(key))[:200] for told in (before, wanted))
+        if before.get(key) != wanted.get(key):
+            raise ValueError(
+                f"{newest} was begun with {key}={then}, now it is {now}: the project's code, its storage or the settings have "
+                f"changed since. Give another --run, or remove {newest.parent} to do this stage again"
+            )
+    return JobHandle(str(newest))
 
 
 def begin_attempt(job: JobSpec, after: Path | None, backend: Backend | None) -> Path:

@@ -22,6 +22,7 @@ from tasks.contracts.job import LEFT_EXIT_CODE, FailureKind, JobError, JobHandle
 from tasks.contracts.kubernetes_settings import KubernetesSettings
 from tasks.contracts.pool_settings import NetworkProfile
 from tasks.pool.attempts import (
+    adopted,
     begin_attempt,
     follow,
     is_ours_to_ask,
@@ -97,7 +98,7 @@ class KubernetesPool:
                 if state in (JobState.QUEUED, JobState.RUNNING):
                     self._finish_submission(newest)
                 if state in (JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED):
-                    return handle
+                    return adopted(newest, job)
                 self._cancel(handle)
             return self._begin(job, newest)
 

@@ -24,6 +24,7 @@ from tasks.contracts.job import FailureKind, JobError, JobHandle, JobSpec, JobSt
 from tasks.hardware.gpus import visible_gpus
 from tasks.pool.attempts import (
     CANCELLED,
+    adopted,
     begin_attempt,
     follow,
     is_ours_to_ask,
@@ -65,7 +66,7 @@ class LocalPool:
             if newest is not None and is_ours_to_ask(newest, "local"):
                 handle = JobHandle(str(newest))
                 if self.state(handle) in (JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED):
-                    return handle
+                    return adopted(newest, job)
                 self.cancel(handle)
             attempt = begin_attempt(job, newest, "local")
             self._start(attempt)

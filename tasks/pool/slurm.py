@@ -16,6 +16,7 @@ from tasks.contracts.job import FailureKind, JobError, JobHandle, JobSpec, JobSt
 from tasks.contracts.pool_settings import NetworkProfile, SlurmSettings
 from tasks.pool.attempts import (
     CANCELLED,
+    adopted,
     begin_attempt,
     follow,
     is_ours_to_ask,
@@ -64,7 +65,7 @@ class SlurmPool:
                 if state is JobState.UNKNOWN:
                     raise PoolError(f"job {job.name}: {newest} may still run and {self._why_unknown(newest)}")
                 if state in (JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED):
-                    return handle
+                    return adopted(newest, job)
                 self.cancel(handle)
             attempt = begin_attempt(job, newest, "slurm")
             log_paths(job, attempt)

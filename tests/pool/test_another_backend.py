@@ -1,5 +1,7 @@
 """A run that is resumed on another backend: what may still run elsewhere is not doubled, what ended is not asked about."""
 
+from dataclasses import replace
+
 import pytest
 
 from tasks.contracts.files import write_json
@@ -43,3 +45,17 @@ def test_what_ended_well_elsewhere_is_adopted_with_its_result(job, tmp_path):
     assert handle == str(attempt)
     assert pool.state(handle) is JobState.SUCCEEDED
     assert list(pool.logs(handle)) == []
+
+
+@pytest.mark.parametrize("pool", [lambda tmp: LocalPool(tmp / "pool"), lambda tmp: SlurmPool(SlurmSettings())])
+def test_what_was_made_of_other_inputs_is_refused_and_stays(job, tmp_path, pool):
+    """As after an update of the project in the middle of a run: the dataset is another, the adapter would be the old one's."""
+    attempt = begin_attempt(replace(job, arguments={"dataset": "/cache/old", "rows": (1, 2)}), None, "local")
+    write_json(attempt / "exit.json", {"state": "succeeded", "reason": ""})
+    write_json(attempt / "result.json", {"sum": 3})
+    same = replace(job, arguments={"rows": [1, 2], "dataset": "/cache/old"})
+    assert pool(tmp_path).submit(same) == str(attempt)
+    with pytest.raises(ValueError, match=r"toy/001 was begun with dataset=/cache/old, now it is /cache/new.*--run"):
+        pool(tmp_path).submit(replace(same, arguments={"rows": [1, 2], "dataset": "/cache/new"}))
+    assert newest_attempt(attempt.parent) == attempt
+    assert (attempt / "result.json").exists()
