@@ -114,9 +114,11 @@ def test_ctrl_c_ends_the_run_truthfully_and_leaves_nothing(small_run, start_smal
 
 def test_ctrl_c_in_the_comparison_keeps_every_answer(small_run, start_small, storage, stack):
     run = "interrupted-compare"
-    # A run of which everything but the comparison is finished.
-    shutil.copytree(storage / "runs" / "small", storage / "runs" / run, symlinks=True)
-    shutil.rmtree(storage / "runs" / run / "report")
+    # A run of which everything but the comparison is finished: the small one's, as if its jobs had been told this one's folders.
+    folder = shutil.copytree(storage / "runs" / "small", storage / "runs" / run, symlinks=True)
+    shutil.rmtree(folder / "report")
+    for told in [*folder.glob("jobs/*/*/spec.json"), *folder.glob("jobs/*/*/result.json")]:
+        told.write_text(told.read_text().replace("/runs/small/", f"/runs/{run}/"))
     process = start_small(run)
     wait_for_child(stack, run, "compare_models")
     process.send_signal(signal.SIGINT)
