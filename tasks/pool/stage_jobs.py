@@ -53,7 +53,8 @@ def training_job(experiment: Experiment, folder: RunFolder, *, dataset: str) -> 
         "output": str(folder.training),
     }
     width, batch = experiment.pool.processes_per_node, experiment.training.global_batch_size
-    share = experiment.training.per_device_batch_size
+    wanted = experiment.training.per_device_batch_size
+    share = 1 if wanted == "auto" else wanted
     fallbacks = tuple(
         nodes
         for nodes in _fewer_nodes(experiment)

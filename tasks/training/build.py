@@ -80,7 +80,7 @@ def build_trainer(
         weight_decay=settings.weight_decay,
         adam_beta2=settings.adam_beta2,
         max_grad_norm=settings.max_grad_norm,
-        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing=settings.gradient_checkpointing is True,
         average_tokens_across_devices=True,
         bf16=precision != "float32",
         use_cpu=is_cpu,

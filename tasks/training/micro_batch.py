@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from tasks.contracts.attempt import TryAgain
 from tasks.contracts.files import read_json, write_json
@@ -15,30 +16,44 @@ class OutOfMemory(RuntimeError):
 
 @dataclass(frozen=True)
 class Reduction:
-    """What an attempt that ran out of memory leaves for the next: conversations per GPU at a time, tried and to use."""
+    """What an attempt that ran out of memory leaves for the next: conversations per GPU at a time, tried and to use.
+
+    Attributes:
+        recompute: activations are recomputed from now on.
+    """
 
     tried: int
     use: int
     why: str
+    recompute: bool = False
 
 
-def read_reduction(output: Path, per_device_batch_size: int) -> Reduction | None:
+def read_reduction(output: Path, wanted: int | Literal["auto"]) -> Reduction | None:
     """The reduction of an earlier attempt, if it was made from the size that the settings ask for."""
     path = output / FILE
     if not path.exists():
         return None
     reduction = Reduction(**read_json(path))
-    return reduction if reduction.tried == per_device_batch_size else None
+    return reduction if wanted in ("auto", reduction.tried) else None
 
 
-def reduce(output: Path, *, tried: int, why: str, already: Reduction | None) -> OutOfMemory | TryAgain:
-    """Note the smaller size for the next attempt, and return the error that this one ends with."""
+def reduce(
+    output: Path, *, tried: int, why: str, already: Reduction | None, may_recompute: bool = False
+) -> OutOfMemory | TryAgain:
+    """Note the smaller size for the next attempt, and return the error that this one ends with.
+
+    Args:
+        may_recompute: activations are not recomputed yet, and may be: what is left where one conversation is too much.
+    """
     advice = (
         "set training.gradient_checkpointing=true, lower dataset.max_length_tokens or training.per_device_batch_size, or "
         "take a GPU with more memory"
     )
     if already is not None:
         return OutOfMemory(f"{why}, after the size had been lowered from {already.tried}: {advice}")
+    if tried == 1 and may_recompute:
+        write_json(output / FILE, asdict(Reduction(1, 1, why, recompute=True)))
+        return TryAgain(f"{why}. Started again, the run recomputes activations (gradient_checkpointing=auto)")
     if tried == 1:
         return OutOfMemory(f"{why}: {advice}")
     # The largest size below that splits the same global batch among the same ranks.

@@ -39,7 +39,9 @@ def plan_training(settings: TrainingSettings, *, num_rows: int, world_size: int)
         ValueError: listing everything that keeps such a run from teaching, each with what would do.
     """
     problems: list[str] = []
-    batch, share = settings.global_batch_size, settings.per_device_batch_size
+    # Chosen by memory, the share divides whatever each rank has.
+    batch = settings.global_batch_size
+    share = 1 if settings.per_device_batch_size == "auto" else settings.per_device_batch_size
     # A batch smaller than all ranks together is met by giving each rank fewer; never by changing the batch.
     if batch % world_size:
         near = sorted({max(1, batch // world_size) * world_size, (batch // world_size + 1) * world_size})

@@ -2,7 +2,7 @@
 
 import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tasks.training.checkpoint_writer import CheckpointWriter
 from tasks.training.checkpoints import clear_after, folder_of
 from tasks.training.elastic import ROW, Elastic
 from tasks.training.ledger import Ledger, Start, prove
+from tasks.training.memory_plan import choose
 from tasks.training.merge import merge_adapter
 from tasks.training.micro_batch import read_reduction, reduce
 from tasks.training.order import training_order
@@ -61,8 +62,11 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
 
     # Read by one, so that all take the same.
     reduction = read_reduction(output, settings.per_device_batch_size) if ranks.rank == 0 else None
-    [per_device_batch_size] = ranks.from_rank_0([reduction.use if reduction else settings.per_device_batch_size])
-    settings = settings.model_copy(update={"per_device_batch_size": per_device_batch_size})
+    reduced, recompute = ranks.from_rank_0([reduction.use, int(reduction.recompute)] if reduction else [0, 0])
+    if reduced:
+        settings = settings.model_copy(update={"per_device_batch_size": reduced})
+    if recompute:
+        settings = settings.model_copy(update={"gradient_checkpointing": True})
     rows = load_rows(rows_file, settings)
     lengths = num_tokens(rows)
 
@@ -73,6 +77,14 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
 
     on_rank_0(ranks, check, num_values=0)
     model_folder = materialise(model, storage)
+    order = training_order(
+        lengths,
+        global_batch_size=settings.global_batch_size,
+        steps_per_epoch=plan_training(settings, num_rows=len(rows), world_size=ranks.world_size).steps_per_epoch,
+        num_epochs=settings.num_epochs,
+        seed=settings.seed,
+    )
+    settings = _with_micro_batch(settings, model_folder, lengths, order, ranks)
     plan = plan_training(settings, num_rows=len(rows), world_size=ranks.world_size)
     base_digest = weights_digest(model_folder) if ranks.rank == 0 else ""
     binding = binding_of(settings, plan, base_digest=base_digest, rows_file=rows_file) if ranks.rank == 0 else {}
@@ -94,13 +106,6 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
         writer = CheckpointWriter(
             checkpoints, attempt, binding, ranks.world_size, settings.keep_checkpoints, ledger.flush, say
         )
-    order = training_order(
-        lengths,
-        global_batch_size=settings.global_batch_size,
-        steps_per_epoch=plan.steps_per_epoch,
-        num_epochs=settings.num_epochs,
-        seed=settings.seed,
-    )
     watchdog = Watchdog(ranks, limit_s, say=say)
     reports = RankReports()
     reporter = Reporter(attempt, plan, reports, writer.failures if writer else [])
@@ -131,7 +136,8 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
         if reduction is not None:
             say(
                 f"OUT OF MEMORY before ({reduction.why}): this attempt takes {reduction.use} conversations at a time "
-                f"instead of {reduction.tried} and accumulates {plan.accumulation_steps} times; the global batch is the same"
+                f"instead of {reduction.tried} and accumulates {plan.accumulation_steps} times"
+                f"{', activations recomputed' * reduction.recompute}; the global batch is the same"
             )
         say(
             f"{len(rows)} conversations, {plan.total_steps} steps of {settings.global_batch_size}: {ranks.world_size} "
@@ -184,6 +190,23 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
     }
 
 
+def _with_micro_batch(
+    settings: TrainingSettings, model_folder: Path, lengths: Sequence[int], order: Sequence[int], ranks: Ranks
+) -> TrainingSettings:
+    """The settings with numbers in place of ``auto``; rank 0 looks, all take the same."""
+    if "auto" not in (settings.per_device_batch_size, settings.gradient_checkpointing):
+        return settings
+
+    def look() -> list[int]:
+        num_shards = ranks.world_size if settings.strategy != "ddp" else 1
+        chosen = choose(settings, model_folder, lengths, order, ranks.world_size, precision_of(settings), num_shards)
+        say(chosen.why)
+        return [chosen.per_device_batch_size, int(chosen.gradient_checkpointing)]
+
+    size, is_recomputed = on_rank_0(ranks, look, num_values=2)
+    return settings.model_copy(update={"per_device_batch_size": size, "gradient_checkpointing": bool(is_recomputed)})
+
+
 def _run(
     attempt: Attempt, trainer: Elastic, plan: TrainingPlan, watchdog: Watchdog, checkpoint: Path | None, output: Path
 ) -> None:
@@ -197,8 +220,10 @@ def _run(
         attempt.check_newest()
         size, step = plan.per_device_batch_size, trainer.state.global_step + 1
         why = f"rank {trainer.ranks.rank} ran out of memory in step {step} with {size} conversations at a time"
-        wanted = TrainingSettings(**attempt.arguments["training"]).per_device_batch_size
-        raise reduce(output, tried=size, why=why, already=read_reduction(output, wanted)) from error
+        asked = TrainingSettings(**attempt.arguments["training"])
+        may_recompute = asked.gradient_checkpointing == "auto" and not trainer.args.gradient_checkpointing
+        already = read_reduction(output, asked.per_device_batch_size)
+        raise reduce(output, tried=size, why=why, already=already, may_recompute=may_recompute) from error
     finally:
         watchdog.stop()
 

@@ -192,6 +192,14 @@ def test_out_of_memory_is_retried_once_with_a_smaller_micro_batch(toy_job, unbro
     assert_same_training(job, unbroken)
 
 
+def test_what_is_left_to_the_program_trains_the_same(toy_job, unbroken):
+    job = toy_job(per_device_batch_size="auto", gradient_checkpointing="auto")
+    attempt = job.start(2)
+    assert attempt.wait() == [0, 0], attempt.output()
+    assert "1 at a time, activations kept: a processor's memory is not planned for" in attempt.output()
+    assert_same_training(job, unbroken)
+
+
 def test_a_full_disk_does_not_end_training_and_the_result_says_so(toy_job, unbroken):
     job = toy_job()
     attempt = job.start(2, free_bytes=1_000_000)

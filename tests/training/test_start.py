@@ -2,6 +2,7 @@
 
 import pytest
 
+from tasks.contracts.attempt import TryAgain
 from tasks.contracts.settings import TrainingSettings
 from tasks.models.memory import is_out_of_memory
 from tasks.training.micro_batch import read_reduction, reduce
@@ -64,6 +65,8 @@ def test_memory_that_was_missing_once_halves_the_micro_batch_and_twice_ends_it(t
     assert (reduction.tried, reduction.use) == (6, 3)
     # Whoever sets another size means it.
     assert read_reduction(tmp_path, 4) is None
+    # Whoever leaves it to the program, means whatever it took.
+    assert read_reduction(tmp_path, "auto") == reduction
     again = str(reduce(tmp_path, tried=3, why="rank 1 ran out of memory", already=reduction))
     assert "after the size had been lowered from 6: set training.gradient_checkpointing=true" in again
     assert read_reduction(tmp_path, 6).use == 3
@@ -72,6 +75,10 @@ def test_memory_that_was_missing_once_halves_the_micro_batch_and_twice_ends_it(t
 def test_one_conversation_that_does_not_fit_cannot_be_split(tmp_path):
     assert "gradient_checkpointing" in str(reduce(tmp_path, tried=1, why="rank 0 ran out of memory", already=None))
     assert read_reduction(tmp_path, 1) is None
+    again = reduce(tmp_path, tried=1, why="rank 0 ran out of memory", already=None, may_recompute=True)
+    assert isinstance(again, TryAgain)
+    assert "recomputes activations" in str(again)
+    assert (read_reduction(tmp_path, "auto").use, read_reduction(tmp_path, "auto").recompute) == (1, True)
 
 
 def test_torchs_words_for_missing_memory_are_known():

@@ -1,0 +1,211 @@
+"""Conversations per GPU at a time, and whether activations are recomputed, from the memory that there is.
+
+What a token costs is counted, not guessed: the model is built on torch's ``meta`` device, which holds no data, and every tensor
+that its forward pass keeps for the backward pass is added up. Compiled layers keep less than these, so that the count errs to the
+safe side; where it errs to the other, an attempt that runs out of memory is followed by one with less (``micro_batch.py``).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import get_peft_model
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
+
+from tasks.contracts.settings import TrainingSettings
+from tasks.models.load import Resolved, device
+from tasks.training.adapter import lora_config
+from tasks.training.frozen_head import TOKENS_AT_A_TIME
+
+ENOUGH_TOKENS = 16_384
+"""A GPU's products are as fast as they get with so many tokens at a time; more would only take memory."""
+SHARE_OF_FREE = 0.9
+"""The rest is for NCCL's buffers, libraries' workspaces, and holes between tensors."""
+BYTES_PER_TRAINED = 4 + 4 + 8 + 2
+"""Of an adapter's parameter: itself, its gradient and AdamW's two moments in float32, and the copy that is multiplied."""
+BYTES_PER_LOGIT = 2 + 4 + 4
+"""Of the few thousand tokens whose loss is computed together."""
+COUNTED_TOKENS = 64
+COUNTING = "proving_ground_counting"
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What training takes of one GPU, in bytes.
+
+    Attributes:
+        fixed: whatever the micro-batch is: weights, gradients, moments, a part of the logits.
+        per_token: kept of each token of a micro-batch for the backward pass.
+        per_token_recomputed: the same where every layer keeps its input only, one layer's own while it is recomputed.
+    """
+
+    fixed: float
+    per_token: float
+    per_token_recomputed: float
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The choice, and the figures behind it in words."""
+
+    per_device_batch_size: int
+    gradient_checkpointing: bool
+    why: str
+
+
+def choose(
+    settings: TrainingSettings,
+    model_folder: Path,
+    lengths: Sequence[int],
+    order: Sequence[int],
+    world_size: int,
+    precision: Resolved,
+    num_shards: int,
+) -> MicroBatch:
+    """The micro-batch for this rank's device.
+
+    Args:
+        num_shards: ranks among which the base is divided; 1: each holds it whole.
+    """
+    free = free_bytes()
+    if free is not None:
+        footprint = footprint_of(model_folder, settings, precision, num_shards)
+        return choose_micro_batch(settings, lengths, order, world_size, footprint=footprint, free_bytes=free)
+    wanted, recompute = settings.per_device_batch_size, settings.gradient_checkpointing
+    size, is_recomputed = 1 if wanted == "auto" else wanted, recompute is True
+    kept = "recomputed" if is_recomputed else "kept"
+    return MicroBatch(
+        size, is_recomputed, f"{size} at a time, activations {kept}: a processor's memory is not planned for"
+    )
+
+
+def choose_micro_batch(
+    settings: TrainingSettings,
+    lengths: Sequence[int],
+    order: Sequence[int],
+    world_size: int,
+    *,
+    footprint: Footprint,
+    free_bytes: float,
+) -> MicroBatch:
+    """The fastest way to take each rank's share of the global batch in the memory there is; what is set stays as set.
+
+    Nothing is recomputed as long as one conversation fits without; then as many at a time as fit, up to
+    :data:`ENOUGH_TOKENS`. The global batch is the same with any choice.
+
+    Args:
+        lengths: tokens of each row.
+        order: the rows of all steps, of which successive ones make a micro-batch.
+        free_bytes: of one GPU, before anything is loaded.
+    """
+    share, wanted = settings.global_batch_size // world_size, settings.per_device_batch_size
+    sizes = [size for size in range(1, share + 1) if share % size == 0] if wanted == "auto" else [wanted]
+    in_order = np.asarray(lengths)[np.asarray(order)]
+    tokens = {size: int(in_order.reshape(-1, size).sum(1).max()) for size in sizes}
+    enough = next((size for size in sizes if tokens[size] >= ENOUGH_TOKENS), sizes[-1])
+    recompute = settings.gradient_checkpointing
+    needed: Mapping[tuple[int, bool], float] = {
+        (size, is_recomputed): footprint.fixed
+        + tokens[size] * (footprint.per_token_recomputed if is_recomputed else footprint.per_token)
+        for is_recomputed in ((False, True) if recompute == "auto" else (recompute,))
+        for size in sizes
+        if size <= enough
+    }
+    budget = SHARE_OF_FREE * free_bytes
+    for is_recomputed in (False, True):
+        fitting = [
+            size for size, recomputed in needed if recomputed == is_recomputed and needed[size, recomputed] <= budget
+        ]
+        if fitting:
+            chosen, fits = (max(fitting), is_recomputed), True
+            break
+    else:
+        # The first to recompute, if that may be chosen, with the fewest at a time.
+        chosen, fits = min(needed, key=lambda key: needed[key]), False
+    size, is_recomputed = chosen
+    why = (
+        f"{size} of {share} conversations at a time, activations {'recomputed' if is_recomputed else 'kept'}: at most "
+        f"{tokens[size]:,} tokens and about {needed[chosen] / 1e9:.1f} GB of {free_bytes / 1e9:.1f} GB free"
+    )
+    if not fits:
+        why += f", which is more than the {SHARE_OF_FREE:.0%} to count on; tried all the same"
+    return MicroBatch(size, is_recomputed, why)
+
+
+def free_bytes() -> float | None:
+    """Memory of this rank's GPU that nobody uses; None on a processor."""
+    if device().type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device())
+    return float(free)
+
+
+def footprint_of(model_folder: Path, settings: TrainingSettings, precision: Resolved, num_shards: int) -> Footprint:
+    """What one GPU holds in training this model as set.
+
+    Args:
+        num_shards: ranks among which the base is divided; 1: each holds it whole.
+    """
+    config = AutoConfig.from_pretrained(model_folder)
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    _register_counting()
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=COUNTING)
+        model: Any = get_peft_model(base, lora_config(settings.lora, base))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
+    text = config.get_text_config()
+    # A layer is whole while it is used, and the next one comes meanwhile.
+    whole = 2 * frozen / text.num_hidden_layers if num_shards > 1 else 0.0
+    logits = TOKENS_AT_A_TIME * text.vocab_size * BYTES_PER_LOGIT
+    # Adapters are multiplied in the base's precision.
+    kept = kept_bytes(model.to(dtype), COUNTED_TOKENS) / COUNTED_TOKENS
+    inputs = text.num_hidden_layers * text.hidden_size * dtype.itemsize
+    return Footprint(
+        fixed=frozen / num_shards + whole + trained * BYTES_PER_TRAINED + logits,
+        per_token=kept,
+        per_token_recomputed=inputs + kept / text.num_hidden_layers,
+    )
+
+
+def kept_bytes(model: Any, num_tokens: int) -> int:
+    """Bytes that the decoder's forward pass keeps for its backward pass, of one conversation; parameters do not count."""
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in parameters:
+            # Held, so that no other storage gets its place.
+            kept[storage] = tensor
+        return tensor
+
+    ids = torch.zeros((1, num_tokens), dtype=torch.long, device=next(model.parameters()).device)
+    # A mask that is whole already: transformers would look into the positions for one, and there are none to look into.
+    mask = torch.zeros((1, 1, num_tokens, num_tokens), device=ids.device)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model.train().get_base_model().get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
+    del output
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _register_counting() -> None:
+    AttentionInterface.register(COUNTING, _counting_attention)
+    AttentionMaskInterface.register(COUNTING, lambda *args, **kwargs: None)
+
+
+def _counting_attention(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """Keeps what the packed attention's kernel keeps; computes nothing on the ``meta`` device.
+
+    Args:
+        query: (1, query heads, T, head size); key and value with as many heads or fewer.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = (part.repeat_interleave(groups, 1) for part in (key, value))
+    output = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, True)[0]
+    return output.transpose(1, 2).contiguous(), None

@@ -1,0 +1,144 @@
+"""The micro-batch that memory allows: counted on a model without data, held against torch's own account and a GPU's figure."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from tasks.contracts.settings import LoraSettings, TrainingSettings
+from tasks.training.memory_plan import (
+    ENOUGH_TOKENS,
+    SHARE_OF_FREE,
+    Footprint,
+    choose_micro_batch,
+    footprint_of,
+    kept_bytes,
+)
+from tasks.training.order import training_order
+from tasks.training.plan import plan_training
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+LLAMA_8B = {
+    "vocab_size": 128_256,
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+
+
+def small(folder):
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+    )
+    config.save_pretrained(folder)
+    return config
+
+
+def adapted(config, attention, device):
+    from peft import get_peft_model
+
+    from tasks.training.adapter import lora_config
+
+    with torch.device(device):
+        base = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+        return get_peft_model(base, lora_config(LoraSettings(rank=8), base))
+
+
+def test_what_is_counted_without_data_is_what_torch_keeps_with_data(tmp_path):
+    """Torch's own account of the processor's memory, of two lengths, so that what does not grow with them drops out."""
+    from tasks.training.memory_plan import COUNTING, _register_counting
+
+    _register_counting()
+    config = small(tmp_path)
+    counted = kept_bytes(adapted(config, COUNTING, "meta"), 384) - kept_bytes(adapted(config, COUNTING, "meta"), 128)
+    decoder = adapted(config, "sdpa", "cpu").train().get_base_model().get_decoder()
+    held = []
+    for num_tokens in (128, 384):
+        ids = torch.zeros((1, num_tokens), dtype=torch.long)
+        decoder(input_ids=ids, use_cache=False)
+        with torch.profiler.profile(profile_memory=True) as profile:
+            output = decoder(input_ids=ids, use_cache=False)
+        held.append(sum(event.self_cpu_memory_usage for event in profile.key_averages()))
+        del output
+    assert counted == pytest.approx(held[1] - held[0], rel=0.05)
+
+
+def test_a_gpus_own_figure_lies_a_little_below_the_count(tmp_path):
+    """An H200 held 94 GB in training this shape, compiled, 16,384 tokens at a time (docs/training.md)."""
+    LlamaConfig(**LLAMA_8B).save_pretrained(tmp_path)
+    found = footprint_of(tmp_path, TrainingSettings(lora={"rank": 64}), "bfloat16", 1)
+    assert 94e9 < found.fixed + 16_384 * found.per_token < 1.4 * 94e9
+    assert 16.1e9 < found.fixed < 25e9
+    sharded = footprint_of(tmp_path, TrainingSettings(lora={"rank": 64}), "bfloat16", 4)
+    assert sharded.fixed < found.fixed / 2
+    assert sharded.per_token == found.per_token
+
+
+def chosen(*, free_gbytes, lengths=(1000,) * 64, world_size=2, **changes):
+    values = {"global_batch_size": 32, "per_device_batch_size": "auto", "gradient_checkpointing": "auto"}
+    settings = TrainingSettings(**(values | changes))
+    order = training_order(
+        lengths, global_batch_size=settings.global_batch_size, steps_per_epoch=2, num_epochs=1, seed=1
+    )
+    footprint = Footprint(fixed=20e9, per_token=6e6, per_token_recomputed=5e5)
+    found = choose_micro_batch(settings, lengths, order, world_size, footprint=footprint, free_bytes=free_gbytes * 1e9)
+    return found, settings
+
+
+@pytest.mark.parametrize(
+    ("free_gbytes", "size", "is_recomputed"),
+    [
+        (1000, 16, False),
+        (140, 16, False),
+        (80, 8, False),
+        (40, 2, False),
+        (25, 4, True),
+        (23, 1, True),
+    ],
+)
+def test_as_many_as_fit_are_taken_and_only_then_is_anything_recomputed(free_gbytes, size, is_recomputed):
+    found, settings = chosen(free_gbytes=free_gbytes)
+    assert (found.per_device_batch_size, found.gradient_checkpointing) == (size, is_recomputed)
+    plan = plan_training(
+        settings.model_copy(
+            update={"per_device_batch_size": size, "warmup_steps": 0, "save_every_steps": 1, "log_every_steps": 1}
+        ),
+        num_rows=64,
+        world_size=2,
+    )
+    assert plan.world_size * plan.per_device_batch_size * plan.accumulation_steps == 32
+    assert f"{size} of 16 conversations at a time" in found.why
+
+
+def test_the_longest_micro_batch_in_the_order_of_training_decides():
+    lengths = [100] * 63 + [9000]
+    found, _ = chosen(free_gbytes=80, lengths=lengths)
+    assert (80e9 * SHARE_OF_FREE - 20e9) // 6e6 == 8666
+    # The long one does not fit by itself without recomputation, however short the others are.
+    assert found.gradient_checkpointing
+    kept, _ = chosen(free_gbytes=90, lengths=lengths)
+    assert not kept.gradient_checkpointing
+    assert kept.per_device_batch_size >= 4
+
+
+def test_no_more_is_taken_than_a_gpu_gains_from():
+    found, _ = chosen(free_gbytes=100_000, lengths=[10_000] * 64)
+    assert found.per_device_batch_size == int(np.ceil(ENOUGH_TOKENS / 10_000))
+
+
+def test_what_is_set_stays_as_it_is_set_and_too_little_memory_is_said():
+    found, _ = chosen(free_gbytes=40, gradient_checkpointing=True, per_device_batch_size=4)
+    assert (found.per_device_batch_size, found.gradient_checkpointing) == (4, True)
+    found, _ = chosen(free_gbytes=40, gradient_checkpointing=False, per_device_batch_size=16)
+    assert (found.per_device_batch_size, found.gradient_checkpointing) == (16, False)
+    assert "more than the 90% to count on; tried all the same" in found.why
+    found, _ = chosen(free_gbytes=21)
+    assert (found.per_device_batch_size, found.gradient_checkpointing) == (1, True)
+    assert "tried all the same" in found.why
