@@ -26,8 +26,8 @@ TOKENS_AT_ONCE = 16_384
 
 
 def can_be_graphed(model: PreTrainedModel) -> bool:
-    """Whether the model is on a GPU and its cache holds every token of every layer (no sliding windows)."""
-    if model.device.type != "cuda":
+    """Whether the model is on a GPU, its cache holds every token (no sliding windows), and its scores are not capped."""
+    if model.device.type != "cuda" or getattr(model.config, "attn_logit_softcapping", None) is not None:
         return False
     return all(type(layer) is StaticLayer for layer in StaticCache(config=model.config, max_cache_len=1).layers)
 

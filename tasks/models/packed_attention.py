@@ -14,6 +14,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 PACKED = "proving_ground_packed"
+LEFT_OUT = ("softcap", "s_aux", "position_bias")
+"""What some models' layers pass to their attention, by transformers' names."""
 
 
 def register() -> None:
@@ -46,13 +48,16 @@ def packed_attention(
         (1, T, query heads, head size).
 
     Raises:
-        ValueError: the boundaries are missing, or dropout or a sliding window is asked for, which would be left out.
+        ValueError: the boundaries are missing, or something is asked for that would be left out: dropout, a sliding window,
+            capped scores, sinks, a bias by position.
     """
     if cu_seq_lens_q is None or max_length_q is None:
         raise ValueError("packed attention needs the conversations' boundaries (cu_seq_lens_q, max_length_q)")
     window = kwargs.get("sliding_window")
     if dropout or (window is not None and window < max_length_q):
         raise ValueError(f"packed attention has neither dropout ({dropout}) nor a sliding window ({window})")
+    if left_out := sorted(name for name in LEFT_OUT if kwargs.get(name) is not None):
+        raise ValueError(f"packed attention has no {', '.join(left_out)}, which this model's layers ask for")
     num_tokens, num_conversations = query.shape[2], cu_seq_lens_q.shape[0] - 1
     if num_conversations * max_length_q == num_tokens:
         q, k, v = (_as_batch(part, num_conversations, max_length_q) for part in (query, key, value))

@@ -61,6 +61,8 @@ def test_conversations_see_themselves_alone_and_so_do_their_gradients(lengths):
         ({}, "boundaries"),
         ({"cu_seq_lens_q": torch.tensor([0, 4]), "max_length_q": 4, "dropout": 0.1}, "dropout"),
         ({"cu_seq_lens_q": torch.tensor([0, 4]), "max_length_q": 4, "sliding_window": 2}, "sliding window"),
+        ({"cu_seq_lens_q": torch.tensor([0, 4]), "max_length_q": 4, "softcap": 50.0}, "no softcap"),
+        ({"cu_seq_lens_q": torch.tensor([0, 4]), "max_length_q": 4, "s_aux": torch.zeros(4)}, "no s_aux"),
     ],
 )
 def test_what_it_would_leave_out_is_refused(settings, said):
