@@ -209,8 +209,8 @@ class TrainingSettings(Settings):
     global_batch_size: int = Field(default=8, ge=1)
     """Conversations per optimiser step over all GPUs, packed or not."""
     per_device_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 4
-    """Conversations per GPU at a time; the rest of the global batch is accumulated. `auto`: as many as its memory holds, up to
-    16,384 tokens; one on processors."""
+    """Conversations per GPU at a time; the rest of the global batch is accumulated. `auto`: as many as its memory holds, until
+    16,384 tokens are reached; one on processors."""
     learning_rate: float = Field(default=2e-4, gt=0, lt=1)
     """Highest learning rate of AdamW."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -224,8 +224,8 @@ class TrainingSettings(Settings):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
     gradient_checkpointing: bool | Literal["auto"] = False
-    """Recompute activations in the backward pass: less memory, about a third more time. `auto`: only where not even one
-    conversation fits otherwise; never on processors."""
+    """Recompute activations in the backward pass: less memory, about a third more time. `auto`: only where memory does
+    not suffice otherwise; never on processors."""
     precision: Precision = "auto"
     """Number format of the frozen weights and of the products; adapters always keep float32 weights. `mixed`: bfloat16
     products and matrices, float32 embedding, norms and residual stream. `auto`: bfloat16 on GPUs, mixed on processors that

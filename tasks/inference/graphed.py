@@ -29,6 +29,9 @@ def can_be_graphed(model: PreTrainedModel) -> bool:
     """Whether the model is on a GPU, its cache holds every token (no sliding windows), and its scores are not capped."""
     if model.device.type != "cuda" or getattr(model.config, "attn_logit_softcapping", None) is not None:
         return False
+    with _attention(model, PACKED) as is_taken:
+        if not is_taken:
+            return False
     return all(type(layer) is StaticLayer for layer in StaticCache(config=model.config, max_cache_len=1).layers)
 
 
@@ -41,12 +44,13 @@ def left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device) ->
 
 
 @contextmanager
-def _attention(model: PreTrainedModel, implementation: str) -> Iterator[None]:
-    """The model with another attention, and then with its own again."""
+def _attention(model: PreTrainedModel, implementation: str) -> Iterator[bool]:
+    """The model with another attention, and then with its own again; False: it keeps its own, whatever it is told."""
+    register()
     own = model.config._attn_implementation
     model.set_attn_implementation(implementation)
     try:
-        yield
+        yield model.config._attn_implementation == implementation
     finally:
         model.set_attn_implementation(own)
 
@@ -81,7 +85,6 @@ class GraphedDecoder:
         max_prompt_tokens: int,
         max_new_tokens: int,
     ) -> None:
-        register()
         self._model: Any = model
         self._end, self._pad = end, pad
         self.batch_size, self.max_prompt_tokens, self.max_new_tokens = batch_size, max_prompt_tokens, max_new_tokens

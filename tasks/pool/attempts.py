@@ -17,6 +17,8 @@ from tasks.pool.torchrun_files import FAILURES, HOST
 
 CANCELLED = {"state": JobState.CANCELLED.value, "reason": "cancelled", "kind": FailureKind.USER.value}
 """The outcome of a job that somebody ended on purpose."""
+INPUTS = ("dataset", "adapter", "output")
+"""The arguments that are what other stages made, and where this one's result lies. Settings are bound to a run before."""
 NUM_LAST_LINES = 15
 POLL_S = 0.25
 
@@ -58,20 +60,19 @@ def is_ours_to_ask(attempt: Path, backend: Backend) -> bool:
 
 
 def adopted(newest: Path, job: JobSpec) -> JobHandle:
-    """The handle of an attempt that runs or has ended well, for a job that was told to do the same.
+    """The handle of an attempt that runs or has ended well, for a job of the same inputs.
 
     Raises:
-        ValueError: it was told otherwise, as after a change of the project's code or folders: what it made is of other inputs.
+        ValueError: its result was made of other inputs or lies elsewhere, as after a change of the project's code or folders.
     """
-    begun, wanted = read_spec(newest), json.loads(json.dumps({"module": job.module, **job.arguments}))
-    before = {"module": begun.module, **begun.arguments}
-    for key in sorted(before.keys() | wanted.keys()):
-        then, now = (str(told.get(key))[:200] for told in (before, wanted))
-        if before.get(key) != wanted.get(key):
-            raise ValueError(
-                f"{newest} was begun with {key}={then}, now it is {now}: the project's code, its storage or the settings have "
-                f"changed since. Give another --run, or remove {newest.parent} to do this stage again"
-            )
+    if state_left_behind(newest) is JobState.SUCCEEDED:
+        begun: dict[str, Any] = read_json(newest / "spec.json")["arguments"]
+        for name in INPUTS:
+            if begun.get(name) != job.arguments.get(name):
+                raise ValueError(
+                    f"{newest} was made with {name}={begun.get(name)}, now it is {job.arguments.get(name)}: the project's code "
+                    "or its folders have changed since this run began, and its results do not go together; give another --run"
+                )
     return JobHandle(str(newest))
 
 

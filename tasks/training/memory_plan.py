@@ -24,8 +24,8 @@ ENOUGH_TOKENS = 16_384
 """A GPU's products are as fast as they get with so many tokens at a time; more would only take memory."""
 SHARE_OF_FREE = 0.9
 """The rest is for NCCL's buffers, libraries' workspaces, and holes between tensors."""
-BYTES_PER_TRAINED = 4 + 4 + 8 + 2
-"""Of an adapter's parameter: itself, its gradient and AdamW's two moments in float32, and the copy that is multiplied."""
+BYTES_PER_TRAINED = 4 + 4 + 4 + 8 + 2
+"""Of an adapter's parameter: itself, its gradient, DDP's copy of that, AdamW's moments, and the copy that is multiplied."""
 BYTES_PER_LOGIT = 2 + 4 + 4
 """Of the few thousand tokens whose loss is computed together."""
 COUNTED_TOKENS = 64
@@ -40,11 +40,13 @@ class Footprint:
         fixed: whatever the micro-batch is: weights, gradients, moments, a part of the logits.
         per_token: kept of each token of a micro-batch for the backward pass.
         per_token_recomputed: the same where every layer keeps its input only, one layer's own while it is recomputed.
+        is_padded: conversations are filled up to the longest of their micro-batch, as everywhere but in packed training.
     """
 
     fixed: float
     per_token: float
     per_token_recomputed: float
+    is_padded: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,11 @@ def choose_micro_batch(
     share, wanted = settings.global_batch_size // world_size, settings.per_device_batch_size
     sizes = [size for size in range(1, share + 1) if share % size == 0] if wanted == "auto" else [wanted]
     in_order = np.asarray(lengths)[np.asarray(order)]
-    tokens = {size: int(in_order.reshape(-1, size).sum(1).max()) for size in sizes}
+    batches = {size: in_order.reshape(-1, size) for size in sizes}
+    tokens = {
+        size: int((size * batch.max(1) if footprint.is_padded else batch.sum(1)).max())
+        for size, batch in batches.items()
+    }
     enough = next((size for size in sizes if tokens[size] >= ENOUGH_TOKENS), sizes[-1])
     recompute = settings.gradient_checkpointing
     needed: Mapping[tuple[int, bool], float] = {
@@ -160,14 +166,22 @@ def footprint_of(model_folder: Path, settings: TrainingSettings, precision: Reso
     text = config.get_text_config()
     # A layer is whole while it is used, and the next one comes meanwhile.
     whole = 2 * frozen / text.num_hidden_layers if num_shards > 1 else 0.0
-    logits = TOKENS_AT_A_TIME * text.vocab_size * BYTES_PER_LOGIT
+    is_packed = settings.strategy == "ddp" and precision == "bfloat16"
+    # Packed training computes the loss of a few thousand tokens at a time, everything else of all at once.
+    logits = text.vocab_size * BYTES_PER_LOGIT
     # Adapters are multiplied in the base's precision.
     kept = kept_bytes(model.to(dtype), COUNTED_TOKENS) / COUNTED_TOKENS
+    # Layers below the first adapter keep nothing.
+    num_trained_layers = text.num_hidden_layers - settings.lora.first_layer
     inputs = text.num_hidden_layers * text.hidden_size * dtype.itemsize
     return Footprint(
-        fixed=frozen / num_shards + whole + trained * BYTES_PER_TRAINED + logits,
-        per_token=kept,
-        per_token_recomputed=inputs + kept / text.num_hidden_layers,
+        fixed=frozen / num_shards
+        + whole
+        + trained * BYTES_PER_TRAINED
+        + (TOKENS_AT_A_TIME * logits if is_packed else 0),
+        per_token=kept + (0 if is_packed else logits),
+        per_token_recomputed=inputs + kept / num_trained_layers + (0 if is_packed else logits),
+        is_padded=not is_packed,
     )
 
 

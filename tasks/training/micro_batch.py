@@ -38,12 +38,19 @@ def read_reduction(output: Path, wanted: int | Literal["auto"]) -> Reduction | N
 
 
 def reduce(
-    output: Path, *, tried: int, why: str, already: Reduction | None, may_recompute: bool = False
+    output: Path,
+    *,
+    tried: int,
+    why: str,
+    already: Reduction | None,
+    may_recompute: bool = False,
+    is_recomputed: bool = False,
 ) -> OutOfMemory | TryAgain:
     """Note the smaller size for the next attempt, and return the error that this one ends with.
 
     Args:
         may_recompute: activations are not recomputed yet, and may be: what is left where one conversation is too much.
+        is_recomputed: they were, and must be again.
     """
     advice = (
         "set training.gradient_checkpointing=true, lower dataset.max_length_tokens or training.per_device_batch_size, or "
@@ -58,7 +65,7 @@ def reduce(
         return OutOfMemory(f"{why}: {advice}")
     # The largest size below that splits the same global batch among the same ranks.
     use = max(size for size in range(1, tried) if tried % size == 0)
-    write_json(output / FILE, asdict(Reduction(tried, use, why)))
+    write_json(output / FILE, asdict(Reduction(tried, use, why, recompute=is_recomputed)))
     return TryAgain(
         f"{why}. Started again, the run takes {use} at a time and accumulates {tried // use} times as often; the global "
         "batch stays"

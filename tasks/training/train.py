@@ -64,8 +64,12 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
     reduction = read_reduction(output, settings.per_device_batch_size) if ranks.rank == 0 else None
     reduced, recompute = ranks.from_rank_0([reduction.use, int(reduction.recompute)] if reduction else [0, 0])
     if reduced:
+        share = settings.global_batch_size // ranks.world_size
+        # On another number of ranks the share may be another: then the most that divides it and is no more than what fitted.
+        if settings.per_device_batch_size == "auto":
+            reduced = max((size for size in range(1, reduced + 1) if share % size == 0), default=1)
         settings = settings.model_copy(update={"per_device_batch_size": reduced})
-    if recompute:
+    if recompute and settings.gradient_checkpointing == "auto":
         settings = settings.model_copy(update={"gradient_checkpointing": True})
     rows = load_rows(rows_file, settings)
     lengths = num_tokens(rows)
@@ -223,7 +227,14 @@ def _run(
         asked = TrainingSettings(**attempt.arguments["training"])
         may_recompute = asked.gradient_checkpointing == "auto" and not trainer.args.gradient_checkpointing
         already = read_reduction(output, asked.per_device_batch_size)
-        raise reduce(output, tried=size, why=why, already=already, may_recompute=may_recompute) from error
+        raise reduce(
+            output,
+            tried=size,
+            why=why,
+            already=already,
+            may_recompute=may_recompute,
+            is_recomputed=bool(trainer.args.gradient_checkpointing),
+        ) from error
     finally:
         watchdog.stop()
 

@@ -51,6 +51,29 @@ def test_in_bfloat16_it_is_nearer_to_the_exact_result():
 
 
 @torch.inference_mode()
+def test_a_norm_that_takes_the_mean_off_stays():
+    config = transformers.CohereConfig(**SHAPE, pad_token_id=0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    assert any(hasattr(part, "variance_epsilon") for part in model.modules())
+    assert fuse_norms(model) == 0
+
+
+class Gated(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.variance_epsilon = torch.nn.Parameter(torch.ones(8)), 1e-6
+
+    def forward(self, x, gate=None):
+        x = x if gate is None else x * gate
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+
+def test_a_norm_that_takes_more_than_its_input_stays():
+    model = torch.nn.Sequential(Gated())
+    assert fuse_norms(model) == 0
+
+
+@torch.inference_mode()
 def test_a_norm_of_another_formula_stays():
     """Gemma's adds one to its weight."""
     model = made("GemmaConfig")

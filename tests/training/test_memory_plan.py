@@ -76,9 +76,14 @@ def test_a_gpus_own_figure_lies_a_little_below_the_count(tmp_path):
     found = footprint_of(tmp_path, TrainingSettings(lora={"rank": 64}), "bfloat16", 1)
     assert 94e9 < found.fixed + 16_384 * found.per_token < 1.4 * 94e9
     assert 16.1e9 < found.fixed < 25e9
-    sharded = footprint_of(tmp_path, TrainingSettings(lora={"rank": 64}), "bfloat16", 4)
-    assert sharded.fixed < found.fixed / 2
-    assert sharded.per_token == found.per_token
+    sharded = footprint_of(tmp_path, TrainingSettings(lora={"rank": 64}, strategy="fsdp"), "bfloat16", 4)
+    assert sharded.fixed < found.fixed - 10e9
+    # Not packed: padded, and the logits of a whole micro-batch at once.
+    assert (found.is_padded, sharded.is_padded) == (False, True)
+    assert sharded.per_token > found.per_token + 1e6
+    upper = footprint_of(tmp_path, TrainingSettings(lora={"rank": 64, "first_layer": 16}), "bfloat16", 1)
+    assert upper.per_token < 0.55 * found.per_token
+    assert upper.per_token_recomputed == pytest.approx(found.per_token_recomputed, rel=0.05)
 
 
 def chosen(*, free_gbytes, lengths=(1000,) * 64, world_size=2, **changes):
@@ -126,6 +131,18 @@ def test_the_longest_micro_batch_in_the_order_of_training_decides():
     kept, _ = chosen(free_gbytes=90, lengths=lengths)
     assert not kept.gradient_checkpointing
     assert kept.per_device_batch_size >= 4
+
+
+def test_padding_counts_where_there_is_any():
+    lengths = [100] * 63 + [9000]
+    settings = TrainingSettings(global_batch_size=32, per_device_batch_size="auto")
+    order = training_order(lengths, global_batch_size=32, steps_per_epoch=2, num_epochs=1, seed=1)
+    sizes = []
+    for is_padded in (False, True):
+        footprint = Footprint(fixed=20e9, per_token=6e6, per_token_recomputed=5e5, is_padded=is_padded)
+        found = choose_micro_batch(settings, lengths, order, 2, footprint=footprint, free_bytes=100e9)
+        sizes.append(found.per_device_batch_size)
+    assert sizes == [16, 1]
 
 
 def test_no_more_is_taken_than_a_gpu_gains_from():
