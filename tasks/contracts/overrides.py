@@ -17,6 +17,8 @@ from tasks.contracts.settings import Experiment
 
 ENVIRONMENTS = {"env", "secret_env"}
 """Settings whose values may hold anything, a secret in the wrong place among it."""
+CHOICE = re.compile(r"constrained-int|bool|literal\[.*\]")
+"""What pydantic appends to a setting's name for each of the things that it may be."""
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -91,7 +93,21 @@ def read_settings(model: type[Model], values: dict[str, Any]) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise SettingsError("\n".join(_explain(problem, model) for problem in error.errors())) from error
+        raise SettingsError("\n".join(_explain(problem, model) for problem in _one_per_value(error))) from error
+
+
+def _one_per_value(error: ValidationError) -> list[Any]:
+    """The problems, those of a setting that may be one thing or another (a number or `auto`) as one."""
+    found: dict[Any, Any] = {}
+    for problem in error.errors():
+        *path, last = problem["loc"] or ("",)
+        where = tuple(path) if CHOICE.fullmatch(str(last)) else problem["loc"]
+        if where in found and where != problem["loc"]:
+            found[where]["msg"] += f", or: {problem['msg']}"
+        else:
+            # Two problems of the settings as a whole stay two.
+            found[where if where != problem["loc"] else (where, len(found))] = {**problem, "loc": where}
+    return list(found.values())
 
 
 def _number(text: str) -> str | float:

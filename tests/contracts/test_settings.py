@@ -101,3 +101,19 @@ def test_a_run_name_cannot_leave_its_folder(name):
 def test_nothing_left_to_train_on_is_refused():
     with pytest.raises(SettingsError, match="use more than 120"):
         read_experiment({**VALUES, "dataset": {"sources": "embedded", "max_rows": 100, "num_test_rows": 120}})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("per_device_batch_size", 0), ("per_device_batch_size", "many"), ("gradient_checkpointing", "maybe")],
+)
+def test_a_setting_that_may_be_one_thing_or_another_is_told_in_one_line(name, value):
+    with pytest.raises(SettingsError) as caught:
+        read_experiment({"model": {"name": "embedded"}, "training": {name: value, "num_epochs": 0}})
+    first, second = sorted(
+        (line for line in str(caught.value).splitlines() if line.startswith("training.")),
+        key=lambda line: "num_epochs" in line,
+    )
+    assert first.startswith(f"training.{name}={value!r}: Input should be")
+    assert first.endswith(", or: Input should be 'auto'")
+    assert second.startswith("training.num_epochs=0: ")
