@@ -17,7 +17,7 @@ from tasks.contracts.settings import Experiment
 
 ENVIRONMENTS = {"env", "secret_env"}
 """Settings whose values may hold anything, a secret in the wrong place among it."""
-CHOICE = re.compile(r"constrained-int|bool|literal\[.*\]")
+CHOICE = re.compile(r"constrained-int|bool|str|literal\[.*\]|tuple\[.*\]")
 """What pydantic appends to a setting's name for each of the things that it may be."""
 
 
@@ -97,17 +97,15 @@ def read_settings(model: type[Model], values: dict[str, Any]) -> Model:
 
 
 def _one_per_value(error: ValidationError) -> list[Any]:
-    """The problems, those of a setting that may be one thing or another (a number or `auto`) as one."""
-    found: dict[Any, Any] = {}
+    """The problems by the settings' own names; those of one that may be one thing or another are one."""
+    found: list[Any] = []
     for problem in error.errors():
-        *path, last = problem["loc"] or ("",)
-        where = tuple(path) if CHOICE.fullmatch(str(last)) else problem["loc"]
-        if where in found and where != problem["loc"]:
-            found[where]["msg"] += f", or: {problem['msg']}"
+        where = tuple(part for part in problem["loc"] if not CHOICE.fullmatch(str(part)))
+        if where != problem["loc"] and found and found[-1]["loc"] == where:
+            found[-1]["msg"] += f", or: {problem['msg']}"
         else:
-            # Two problems of the settings as a whole stay two.
-            found[where if where != problem["loc"] else (where, len(found))] = {**problem, "loc": where}
-    return list(found.values())
+            found.append({**problem, "loc": where})
+    return found
 
 
 def _number(text: str) -> str | float:
@@ -118,7 +116,7 @@ def _number(text: str) -> str | float:
 
 
 def _explain(problem: Any, model: type[BaseModel]) -> str:
-    path = [str(part) for part in problem["loc"] if part != "tuple[str,...]"]
+    path = [str(part) for part in problem["loc"]]
     name = ".".join(path) or "the settings"
     if problem["type"] == "extra_forbidden":
         return _unknown_part(path, model) or f"{name}: unknown setting"

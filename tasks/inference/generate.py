@@ -51,7 +51,8 @@ def generate(
     # Longest first: memory that suffices for the first batch suffices for all, and equals waste no padding.
     prompts.sort(key=lambda item: (-len(item[0]), item[1].id))
     end = tokenizer.convert_tokens_to_ids(family.end_of_turn)
-    engine = _Engine(model, tokenizer.pad_token_id, end, max_new_tokens, temperature, seed)
+    is_graphed = not temperature and can_be_graphed(model)
+    engine = _Engine(model, tokenizer.pad_token_id, end, max_new_tokens, temperature, seed, is_graphed)
     done = 0
     while done < len(prompts):
         batch = prompts[done : done + batch_size]
@@ -101,6 +102,7 @@ class _Engine:
     max_new_tokens: int
     temperature: float
     seed: int
+    is_graphed: bool
     decoder: GraphedDecoder | None = None
 
     def answer(self, batch: Sequence[tuple[str, list[int]]], batch_size: int) -> list[list[int]]:
@@ -110,7 +112,7 @@ class _Engine:
         if self.temperature:
             names = [name for name, _ in batch]
             drawing.append(SeededSampling(names, self.temperature, self.seed, self.model.device))
-        elif can_be_graphed(self.model):
+        elif self.is_graphed:
             return self._decoder_for(max(map(len, prompts)), min(batch_size, len(prompts))).answer(prompts)
         return _answer(self.model, self.pad, prompts, self.end, self.max_new_tokens, drawing)
 

@@ -30,7 +30,7 @@ class _OnGpu(Elastic, PackedTrainer):
 
 
 class _OnGpuExactly(Elastic, SFTTrainer):
-    """TRL's own loss and padding: packed attention has no float32."""
+    """TRL's own loss and padding: packed attention has no kernel for float32."""
 
 
 class _OnCpu(Elastic, AnswerOnlyTrainer):

@@ -58,27 +58,10 @@ class MicroBatch:
     why: str
 
 
-def choose(
-    settings: TrainingSettings,
-    model_folder: Path,
-    lengths: Sequence[int],
-    order: Sequence[int],
-    world_size: int,
-    precision: Resolved,
-    num_shards: int,
-) -> MicroBatch:
-    """The micro-batch for this rank's device.
-
-    Args:
-        num_shards: ranks among which the base is divided; 1: each holds it whole.
-    """
-    free = free_bytes()
-    if free is not None:
-        footprint = footprint_of(model_folder, settings, precision, num_shards)
-        return choose_micro_batch(settings, lengths, order, world_size, footprint=footprint, free_bytes=free)
-    wanted, recompute = settings.per_device_batch_size, settings.gradient_checkpointing
-    size, is_recomputed = 1 if wanted == "auto" else wanted, recompute is True
-    kept = "recomputed" if is_recomputed else "kept"
+def on_processor(settings: TrainingSettings) -> MicroBatch:
+    """What ``auto`` means where there is no GPU."""
+    wanted, is_recomputed = settings.per_device_batch_size, settings.gradient_checkpointing is True
+    size, kept = 1 if wanted == "auto" else wanted, "recomputed" if is_recomputed else "kept"
     return MicroBatch(
         size, is_recomputed, f"{size} at a time, activations {kept}: a processor's memory is not planned for"
     )
@@ -141,12 +124,12 @@ def choose_micro_batch(
     return MicroBatch(size, is_recomputed, why)
 
 
-def free_bytes() -> float | None:
-    """Memory of this rank's GPU that nobody uses; None on a processor."""
+def free_bytes() -> int:
+    """Memory of this rank's GPU that nobody uses; 0 on a processor."""
     if device().type != "cuda":
-        return None
+        return 0
     free, _ = torch.cuda.mem_get_info(device())
-    return float(free)
+    return int(free)
 
 
 def footprint_of(model_folder: Path, settings: TrainingSettings, precision: Resolved, num_shards: int) -> Footprint:

@@ -23,7 +23,7 @@ from tasks.training.checkpoint_writer import CheckpointWriter
 from tasks.training.checkpoints import clear_after, folder_of
 from tasks.training.elastic import ROW, Elastic
 from tasks.training.ledger import Ledger, Start, prove
-from tasks.training.memory_plan import choose
+from tasks.training.memory_plan import choose_micro_batch, footprint_of, free_bytes, on_processor
 from tasks.training.merge import merge_adapter
 from tasks.training.micro_batch import read_reduction, reduce
 from tasks.training.order import training_order
@@ -81,14 +81,16 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
 
     on_rank_0(ranks, check, num_values=0)
     model_folder = materialise(model, storage)
+    plan = plan_training(settings, num_rows=len(rows), world_size=ranks.world_size)
     order = training_order(
         lengths,
         global_batch_size=settings.global_batch_size,
-        steps_per_epoch=plan_training(settings, num_rows=len(rows), world_size=ranks.world_size).steps_per_epoch,
+        steps_per_epoch=plan.steps_per_epoch,
         num_epochs=settings.num_epochs,
         seed=settings.seed,
     )
     settings = _with_micro_batch(settings, model_folder, lengths, order, ranks)
+    # The same steps, shared out among micro-batches.
     plan = plan_training(settings, num_rows=len(rows), world_size=ranks.world_size)
     base_digest = weights_digest(model_folder) if ranks.rank == 0 else ""
     binding = binding_of(settings, plan, base_digest=base_digest, rows_file=rows_file) if ranks.rank == 0 else {}
@@ -139,8 +141,8 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
         trainer.record_to(writer, ledger)
         if reduction is not None:
             say(
-                f"OUT OF MEMORY before ({reduction.why}): this attempt takes {reduction.use} conversations at a time "
-                f"instead of {reduction.tried} and accumulates {plan.accumulation_steps} times"
+                f"OUT OF MEMORY before ({reduction.why}): this attempt takes {plan.per_device_batch_size} conversations at a "
+                f"time instead of {reduction.tried} and accumulates {plan.accumulation_steps} times"
                 f"{', activations recomputed' * reduction.recompute}; the global batch is the same"
             )
         say(
@@ -197,13 +199,20 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
 def _with_micro_batch(
     settings: TrainingSettings, model_folder: Path, lengths: Sequence[int], order: Sequence[int], ranks: Ranks
 ) -> TrainingSettings:
-    """The settings with numbers in place of ``auto``; rank 0 looks, all take the same."""
+    """The settings with numbers in place of ``auto``, by the GPU with the least free memory; all take the same."""
     if "auto" not in (settings.per_device_batch_size, settings.gradient_checkpointing):
         return settings
+    free = min(row[0] for row in ranks.gather([free_bytes()]).wait())
 
     def look() -> list[int]:
         num_shards = ranks.world_size if settings.strategy != "ddp" else 1
-        chosen = choose(settings, model_folder, lengths, order, ranks.world_size, precision_of(settings), num_shards)
+        if not free:
+            chosen = on_processor(settings)
+        else:
+            footprint = footprint_of(model_folder, settings, precision_of(settings), num_shards)
+            chosen = choose_micro_batch(
+                settings, lengths, order, ranks.world_size, footprint=footprint, free_bytes=free
+            )
         say(chosen.why)
         return [chosen.per_device_batch_size, int(chosen.gradient_checkpointing)]
 

@@ -4,6 +4,17 @@ from pathlib import Path
 
 import torch
 
+SHAPE = {
+    "vocab_size": 128_256,
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131_072,
+}
+"""Of Llama 3.1 8B, by transformers' names."""
+
 
 def make_model(folder: Path) -> Path:
     """Save 16 GB of bfloat16 weights into ``folder``, with a tokenizer that knows the words w0 to w99."""
@@ -13,13 +24,7 @@ def make_model(folder: Path) -> Path:
     from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
     config = LlamaConfig(
-        vocab_size=128_256,
-        hidden_size=4096,
-        intermediate_size=14_336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        max_position_embeddings=131_072,
+        **SHAPE,
         rope_theta=500_000.0,
         rms_norm_eps=1e-5,
         bos_token_id=0,

@@ -93,6 +93,37 @@ def test_a_graph_of_a_step_answers_as_generate_does(name):
         assert [cut(a, 511) for a in answers] == [cut(e, 511) for e in expected[len(prompts) - len(part) :]]
 
 
+def test_shorter_prompts_get_a_cache_of_their_own_and_the_same_answers(model, tokenizer, monkeypatch):
+    """On a GPU; the decoder takes the same steps here, without a graph."""
+    from tasks.dataset.rendering.family import FAMILIES
+    from tasks.inference import generate as engine
+    from tasks.inference.graphed import GraphedDecoder
+    from tasks.inference.losses import plain_conversations
+
+    examples = sorted(plain_conversations(), key=lambda example: len(str(example.messages)))
+    examples = [examples[0], examples[1], examples[-1]]
+
+    def answers():
+        found = engine.generate(
+            model, tokenizer, FAMILIES["smollm2"], examples, batch_size=1, max_new_tokens=4
+        )  # fmt: skip
+        return {answer.example_id: answer.text for answer in found}
+
+    made = []
+
+    def decoder(*args, **settings):
+        made.append(settings["max_prompt_tokens"])
+        return GraphedDecoder(*args, **settings)
+
+    expected = answers()
+    monkeypatch.setattr(engine, "can_be_graphed", lambda model: True)
+    monkeypatch.setattr(engine, "GraphedDecoder", decoder)
+    assert answers() == expected
+    assert 2 <= len(made) <= 3
+    assert made == sorted(made, reverse=True)
+    assert made[-1] + 4 <= engine.WORTH_A_NEW_CACHE * (made[0] + 4)
+
+
 def drawn(model, tokenizer, examples, batch_size, seed=7):
     from tasks.dataset.rendering.family import FAMILIES
     from tasks.inference.generate import generate

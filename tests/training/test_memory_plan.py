@@ -16,16 +16,9 @@ from tasks.training.memory_plan import (
 )
 from tasks.training.order import training_order
 from tasks.training.plan import plan_training
+from tests.benchmarks.llama_8b import SHAPE
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-LLAMA_8B = {
-    "vocab_size": 128_256,
-    "hidden_size": 4096,
-    "intermediate_size": 14_336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-}
 
 
 def small(folder):
@@ -72,7 +65,7 @@ def test_what_is_counted_without_data_is_what_torch_keeps_with_data(tmp_path):
 
 def test_a_gpus_own_figure_lies_a_little_below_the_count(tmp_path):
     """An H200 held 94 GB in training this shape, compiled, 16,384 tokens at a time (docs/training.md)."""
-    LlamaConfig(**LLAMA_8B).save_pretrained(tmp_path)
+    LlamaConfig(**SHAPE).save_pretrained(tmp_path)
     found = footprint_of(tmp_path, TrainingSettings(lora={"rank": 64}), "bfloat16", 1)
     assert 94e9 < found.fixed + 16_384 * found.per_token < 1.4 * 94e9
     assert 16.1e9 < found.fixed < 25e9

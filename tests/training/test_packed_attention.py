@@ -18,10 +18,10 @@ def apart(query, key, value, lengths):
     return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
-def packed(query, key, value, lengths):
+def packed(query, key, value, lengths, scaling=None):
     bounds = torch.tensor([0, *lengths], device=query.device).cumsum(0).to(torch.int32)
     return packed_attention(
-        torch.nn.Module(), query, key, value, None, cu_seq_lens_q=bounds, max_length_q=max(lengths), scaling=None
+        torch.nn.Module(), query, key, value, None, cu_seq_lens_q=bounds, max_length_q=max(lengths), scaling=scaling
     )[0]
 
 
@@ -33,13 +33,16 @@ def heads(lengths, device, dtype):
 @pytest.mark.parametrize("lengths", [[6, 6, 6], [3, 9, 1]])
 def test_without_a_gpu_conversations_see_themselves_alone(lengths):
     parts = heads(lengths, "cpu", torch.float32)
-    whole, alone = packed(*parts, lengths), apart(*parts, lengths)
-    torch.testing.assert_close(whole, alone)
+    whole = packed(*parts, lengths, scaling=0.3)
+    which = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    allowed = (which[:, None] == which).tril()
+    together = scaled_dot_product_attention(*parts, attn_mask=allowed, scale=0.3, enable_gqa=True).transpose(1, 2)
+    torch.testing.assert_close(whole, together)
     changed = [part.clone() for part in parts]
     changed[1][:, :, 0] += 1
     first = lengths[0]
-    assert not torch.equal(packed(*changed, lengths)[:, :first], whole[:, :first])
-    assert torch.equal(packed(*changed, lengths)[:, first:], whole[:, first:])
+    assert not torch.equal(packed(*changed, lengths, scaling=0.3)[:, :first], whole[:, :first])
+    assert torch.equal(packed(*changed, lengths, scaling=0.3)[:, first:], whole[:, first:])
 
 
 @needs_gpu
