@@ -153,10 +153,20 @@ def block_id(block: CustomWebhookNotificationBlock) -> UUID:
 
 def shown(automation: Automation) -> dict[str, object]:
     """What of an automation counts when it is compared with another."""
-    values: dict[str, object] = to_jsonable_python(
-        automation.model_dump(include={"description", "enabled", "trigger", "actions"})
-    )
-    return values
+    values = automation.model_dump(include={"description", "enabled", "trigger", "actions"})
+    ordered: dict[str, object] = to_jsonable_python(_without_sets(values))
+    return ordered
+
+
+def _without_sets(value: Any) -> Any:
+    """The same with sorted lists for its sets: two equal sets may have two orders, by the way in which each was filled."""
+    if isinstance(value, dict):
+        return {key: _without_sets(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_sets(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return value
 
 
 def _on(events: set[str], flows: ResourceSpecification) -> EventTrigger:
