@@ -37,8 +37,8 @@ ui: $(INSTALLED)  ## Prefect, MLflow and a worker on localhost, until Ctrl-C
 deploy: $(INSTALLED)  ## work pools, deployments, limits, schedules, automations on PREFECT_API_URL's server; SITE=file, DRY_RUN=1
 	$(BIN)/python -m deployments.deploy $(if $(SITE),--site $(SITE)) $(if $(DRY_RUN),--dry-run)
 
-test: $(TEST_DATA)  ## every test
-	$(BIN)/python -m pytest
+test: $(TEST_DATA)  ## every test, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-fast: $(TEST_DATA)  ## the tests that start nothing
 	$(BIN)/python -m pytest -m 'not integration'

@@ -20,10 +20,6 @@ from tasks.training.ranks import START_LIMIT_S
 from tasks.training.sharded_trainer import ShardedTrainer
 from tasks.training.zero3_trainer import Zero3Trainer, join_deepspeed
 
-EAGER_ATTENTION_TOKENS = 512
-"""Up to this length plain products are the faster attention on a CPU (a tenth of a step at 160 tokens); beyond it their
-matrix of scores takes more memory than it saves time."""
-
 
 class _OnGpu(Elastic, PackedTrainer):
     """Conversations end to end."""
@@ -50,7 +46,6 @@ def build_trainer(
     plan: TrainingPlan,
     model_folder: Path,
     rows: Dataset,
-    longest_tokens: int,
     output: Path,
     *,
     callbacks: Sequence[Any],
@@ -115,8 +110,6 @@ def build_trainer(
     if is_packed:
         register()
         model.set_attn_implementation(PACKED)
-    elif is_cpu and longest_tokens <= EAGER_ATTENTION_TOKENS:
-        model.set_attn_implementation("eager")
     kind = (
         _Zero3 if is_zero3 else _Sharded if is_sharded else _OnCpu if is_cpu else _OnGpu if is_packed else _OnGpuExactly
     )

@@ -122,7 +122,6 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
         model_folder,
         # Numbered before they are put in order: each carries its number through the loaders.
         rows.select_columns(["input_ids", "labels"]).add_column(ROW, list(range(len(rows)))).select(order),
-        max(lengths),
         output,
         callbacks=[reporter],
         ranks=ranks,

@@ -23,14 +23,6 @@ def stack(storage):
 
 
 @pytest.fixture(scope="session")
-def first_run(storage: Path, stack: Addresses) -> tuple[int, str, Path]:
-    """One run from rows to report: exit status, output, and what ``latest`` named when it had ended."""
-    with sampled_arguments(storage):
-        code, output = finish(start(storage, stack, "first", secrets=PLANTED))
-    return code, output, (storage / "runs" / "latest").resolve()
-
-
-@pytest.fixture(scope="session")
 def small_model(embedded_model: Path, storage: Path) -> Path:
     """The embedded model's first four layers: what happens to a run is the same, and each stage takes seconds."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -43,17 +35,21 @@ def small_model(embedded_model: Path, storage: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def start_small(small_model: Path, storage: Path, stack: Addresses) -> Callable[..., subprocess.Popen]:
-    """Starts a run of the small model under a name, with settings of its own."""
+    """Starts a run of the small model under a name, with settings of its own, on one node unless they say otherwise."""
 
     def begin(run: str, **settings: object) -> subprocess.Popen:
         model = {"model__name": small_model, "model__family": "smollm2", "training__lora__first_layer": 0}
-        return start(storage, stack, run, **model | settings)
+        return start(storage, stack, run, **model | {"pool__num_nodes": 1} | settings)
 
     return begin
 
 
 @pytest.fixture(scope="session")
-def small_run(start_small: Callable[..., subprocess.Popen]) -> None:
-    """A whole run of the small model: later ones reuse its dataset and baseline."""
-    code, output = finish(start_small("small"))
-    assert code == 3, output
+def first_run(start_small: Callable[..., subprocess.Popen], storage: Path) -> tuple[int, str, Path]:
+    """One run from rows to report on two nodes: exit status, output, and what ``latest`` named when it had ended.
+
+    Later runs reuse its dataset and its baseline.
+    """
+    with sampled_arguments(storage):
+        code, output = finish(start_small("first", pool__num_nodes=2, secrets=PLANTED))
+    return code, output, (storage / "runs" / "latest").resolve()

@@ -55,29 +55,29 @@ def rank_of(storage: Path, run: str, stage: str, rank: str, limit_s: float = 180
 
 
 def test_a_killed_rank_is_failed_everywhere_with_its_own_error_and_the_run_resumes(
-    small_run, start_small, storage, stack
+    first_run, start_small, storage, stack
 ):
-    process = start_small("killed", pool__max_retries=0)
+    process = start_small("killed", pool__num_nodes=2, pool__max_retries=0)
     wait_for_line(storage / "runs" / "killed" / "jobs" / "train_adapter", "step 3/6")
     rank_of(storage, "killed", "train_adapter", "1").kill()
     assert_failed_with_its_rank(process, storage, stack, "killed", "train_adapter", 1)
 
-    code, output = finish(start_small("killed"))
+    code, output = finish(start_small("killed", pool__num_nodes=2))
     assert code == 3, output
     assert re.search("going on from step-00000[24]", output)
 
 
 def test_a_stage_that_fails_first_fails_the_run_and_the_others_say_that_they_were_stopped(
-    small_run, start_small, storage, stack
+    first_run, start_small, storage, stack
 ):
     run = "first-fails"
     # Three jobs that need nothing of each other: one has the machine, two wait for it.
     settings = {"inference__adapter": "none", "inference__max_new_tokens": 47, "pool__max_retries": 0}
     process = start_small(run, **settings)
-    rank = rank_of(storage, run, "", "1")
+    rank = rank_of(storage, run, "", "0")
     stage = re.search(r"/jobs/(\w+)/", " ".join(rank.cmdline()))[1]
     rank.kill()
-    assert_failed_with_its_rank(process, storage, stack, run, stage, 1)
+    assert_failed_with_its_rank(process, storage, stack, run, stage, 0)
     _, children = mlflow_statuses(stack, run)
     assert sorted(children.values()) == ["FAILED", "FINISHED", "KILLED", "KILLED"]
 
@@ -97,7 +97,7 @@ def assert_failed_with_its_rank(
 
 
 @pytest.mark.parametrize("stage", ["prepare_dataset", "run_inference_finetuned"])
-def test_ctrl_c_ends_the_run_truthfully_and_leaves_nothing(small_run, start_small, storage, stack, stage):
+def test_ctrl_c_ends_the_run_truthfully_and_leaves_nothing(first_run, start_small, storage, stack, stage):
     run = f"interrupted-{stage}"
     process = start_small(run, **FRESH[stage])
     rank_of(storage, run, stage, "0")
@@ -112,14 +112,14 @@ def test_ctrl_c_ends_the_run_truthfully_and_leaves_nothing(small_run, start_smal
     assert children[stage] == "KILLED"
 
 
-def test_ctrl_c_in_the_comparison_keeps_every_answer(small_run, start_small, storage, stack):
+def test_ctrl_c_in_the_comparison_keeps_every_answer(first_run, start_small, storage, stack):
     run = "interrupted-compare"
-    # A run of which everything but the comparison is finished: the small one's, as if its jobs had been told this one's folders.
-    folder = shutil.copytree(storage / "runs" / "small", storage / "runs" / run, symlinks=True)
+    # A run of which everything but the comparison is finished: the first one's, as if its jobs had been told this one's folders.
+    folder = shutil.copytree(storage / "runs" / "first", storage / "runs" / run, symlinks=True)
     shutil.rmtree(folder / "report")
     for told in [*folder.glob("jobs/*/*/spec.json"), *folder.glob("jobs/*/*/result.json")]:
-        told.write_text(told.read_text().replace("/runs/small/", f"/runs/{run}/"))
-    process = start_small(run)
+        told.write_text(told.read_text().replace("/runs/first/", f"/runs/{run}/"))
+    process = start_small(run, pool__num_nodes=2)
     wait_for_child(stack, run, "compare_models")
     process.send_signal(signal.SIGINT)
     code, output = finish(process)
@@ -129,13 +129,13 @@ def test_ctrl_c_in_the_comparison_keeps_every_answer(small_run, start_small, sto
     assert (status, children["compare_models"]) == ("KILLED", "KILLED")
     assert {children[stage] for stage in STAGES - {"compare_models"}} == {"FINISHED"}
 
-    code, output = finish(start_small(run))
+    code, output = finish(start_small(run, pool__num_nodes=2))
     assert code == 3, output
     assert (storage / "runs" / run / "report" / "comparison.html").exists()
 
 
 @pytest.mark.parametrize(("number", "said"), [(signal.SIGTERM, "Crashed"), (signal.SIGHUP, "Cancelled")])
-def test_a_run_told_to_end_or_left_by_its_terminal_stops_its_jobs(small_run, start_small, storage, stack, number, said):
+def test_a_run_told_to_end_or_left_by_its_terminal_stops_its_jobs(first_run, start_small, storage, stack, number, said):
     run = f"ended-by-{number.name.lower()}"
     process = start_small(run, training__max_steps_per_epoch=2, inference__adapter="none")
     rank_of(storage, run, "train_adapter", "0")
@@ -148,11 +148,11 @@ def test_a_run_told_to_end_or_left_by_its_terminal_stops_its_jobs(small_run, sta
 
 
 def test_a_dead_flows_job_lives_on_and_reconcile_ends_it_and_makes_both_statuses_true(
-    small_run, start_small, storage, stack
+    first_run, start_small, storage, stack
 ):
     run = "orphaned"
     process = start_small(run, **LONG)
-    rank_of(storage, run, "train_adapter", "1")
+    rank_of(storage, run, "train_adapter", "0")
     process.kill()
     finish(process)
     assert processes_under(storage), "the job must outlive its flow: a restarted flow adopts it"
@@ -173,10 +173,10 @@ def test_a_dead_flows_job_lives_on_and_reconcile_ends_it_and_makes_both_statuses
     assert (status, children["train_adapter"]) == ("KILLED", "KILLED")
 
 
-def test_a_run_is_driven_by_one_flow_at_a_time(small_run, start_small, storage, stack):
+def test_a_run_is_driven_by_one_flow_at_a_time(first_run, start_small, storage, stack):
     run = "driven"
     process = start_small(run, **LONG)
-    rank_of(storage, run, "train_adapter", "1")
+    rank_of(storage, run, "train_adapter", "0")
     code, output = finish(start_small(run, **LONG))
     assert code == 1, output
     assert f"is driven by another process (process {process.pid} on" in output
@@ -186,9 +186,9 @@ def test_a_run_is_driven_by_one_flow_at_a_time(small_run, start_small, storage, 
     assert mlflow_statuses(stack, run)[0] == "KILLED"
 
 
-def test_the_jobs_of_a_cancelled_flow_are_ended_by_its_hook(small_run, start_small, storage, stack):
+def test_the_jobs_of_a_cancelled_flow_are_ended_by_its_hook(first_run, start_small, storage, stack):
     process = start_small("hooked", **LONG)
-    rank_of(storage, "hooked", "train_adapter", "1")
+    rank_of(storage, "hooked", "train_adapter", "0")
     process.kill()
     finish(process)
     flow_run = asyncio.run(flow_run_named(stack, "hooked"))
@@ -196,7 +196,7 @@ def test_the_jobs_of_a_cancelled_flow_are_ended_by_its_hook(small_run, start_sma
     assert not processes_under(storage)
 
 
-def test_a_dataset_without_a_usable_row_says_so(small_run, start_small, storage, stack, tmp_path):
+def test_a_dataset_without_a_usable_row_says_so(first_run, start_small, storage, stack, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"conversations": [{"from": "human", "value": "no answer follows"}], "tools": "[]"}\n' * 40)
     run = "unusable"
@@ -208,14 +208,14 @@ def test_a_dataset_without_a_usable_row_says_so(small_run, start_small, storage,
     assert mlflow_statuses(stack, run)[1]["prepare_dataset"] == "FAILED"
 
 
-def test_a_model_that_the_hub_does_not_have_says_so(small_run, start_small, storage, stack):
+def test_a_model_that_the_hub_does_not_have_says_so(first_run, start_small, storage, stack):
     code, output = finish(start_small("no-model", model__name="nobody/no-such-model"))
     assert code == 1, output
     assert "nobody/no-such-model" in output
     assert "local folder" in output
 
 
-def test_a_disk_that_fills_up_costs_checkpoints_and_not_the_run(small_run, start_small, storage, stack, tmp_path):
+def test_a_disk_that_fills_up_costs_checkpoints_and_not_the_run(first_run, start_small, storage, stack, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=66m", "tmpfs", disk], capture_output=True, text=True)

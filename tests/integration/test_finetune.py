@@ -1,4 +1,4 @@
-"""The whole flow on a small scale: real servers, real torchrun, the real model."""
+"""The whole flow on a small scale: real servers, real torchrun, the real model's first four layers (the demo has all thirty)."""
 
 import json
 import subprocess
@@ -55,7 +55,7 @@ def logits(base: Path, adapter: Path | None) -> torch.Tensor:
 
 
 def test_mlflow_has_curves_params_datasets_artifacts_and_the_model(
-    first_run, storage, stack, embedded_model, tmp_path, monkeypatch
+    first_run, storage, stack, small_model, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", stack.mlflow)
     client = MlflowClient(stack.mlflow)
@@ -86,7 +86,7 @@ def test_mlflow_has_curves_params_datasets_artifacts_and_the_model(
     trained = storage / "runs" / "first" / "training" / "adapter"
     weights = "adapter_model.safetensors"
     assert (registered / weights).read_bytes() == (trained / weights).read_bytes()
-    original, ours, theirs = (logits(embedded_model, adapter) for adapter in (None, trained, registered))
+    original, ours, theirs = (logits(small_model, adapter) for adapter in (None, trained, registered))
     assert torch.equal(ours, theirs)
     assert not torch.equal(ours, original)
     tables = [
@@ -98,14 +98,16 @@ def test_mlflow_has_curves_params_datasets_artifacts_and_the_model(
     for name in ("eval/reference_loss", "eval/plain_loss", "inference/latency_p95_s", "inference/peak_memory_gbytes"):
         assert before[name] > 0
     assert after["eval/reference_loss"] < before["eval/reference_loss"]
-    candidate = client.get_model_version_by_alias("function-calling-embedded", "candidate")
+    assert version.name.startswith("function-calling-")
+    assert version.name.endswith(small_model.name)
+    candidate = client.get_model_version_by_alias(version.name, "candidate")
     assert int(candidate.version) >= int(version.version)
-    assert client.get_registered_model("function-calling-embedded").aliases.keys() == {"candidate"}
+    assert client.get_registered_model(version.name).aliases.keys() == {"candidate"}
 
 
-def test_one_process_answers_what_two_do(small_run, storage, tmp_path):
+def test_one_process_answers_what_two_do(first_run, storage, tmp_path):
     """Data parallelism deals out other batches, and must change no answer."""
-    (two,) = (storage / "runs" / "small" / "jobs" / "run_inference_baseline").glob("*/spec.json")
+    (two,) = (storage / "runs" / "first" / "jobs" / "run_inference_baseline").glob("*/spec.json")
     spec = read_json(two)
     assert spec["num_nodes"] == 2
     attempt, alone = tmp_path / "job" / "001", tmp_path / "alone"
@@ -123,7 +125,7 @@ def test_one_process_answers_what_two_do(small_run, storage, tmp_path):
 
 
 def test_a_control_run_on_shuffled_answers_reuses_the_rest_and_claims_no_improvement(
-    small_run, start_small, storage, stack
+    first_run, start_small, storage, stack
 ):
     code, output = finish(start_small("shuffled", training__shuffle_answers="true"))
     assert code == 3, output
@@ -172,9 +174,11 @@ def test_settings_that_cannot_be_used_are_all_reported_and_nothing_starts(storag
     assert not (storage / "runs" / "bad").exists()
 
 
-def test_a_run_is_resumed_with_the_settings_it_was_started_with_or_not_at_all(first_run, storage, stack):
+def test_a_run_is_resumed_with_the_settings_it_was_started_with_or_not_at_all(first_run, start_small, storage):
     before = (storage / "runs" / "first" / "experiment.json").read_text()
-    code, output = finish(start(storage, stack, "first", training__lora__rank=4, training__per_device_batch_size=1))
+    code, output = finish(
+        start_small("first", pool__num_nodes=2, training__lora__rank=4, training__per_device_batch_size=1)
+    )
     assert code == 2
     assert "training.lora.rank=4: run first was started with 16" in output
     assert "per_device_batch_size=1:" not in output

@@ -7,10 +7,11 @@
     concurrent   RUNS (20) runs at once
     backup       dumped, the databases dropped, restored: old runs open as before
 
-Parts run in this order, whichever are named; none: all of them. SERVICES and RUNS in the environment narrow ``kill`` and
-``concurrent``. Exit status 0: everything held.
+Parts run in this order, whichever are named; none: all of them. In the environment SERVICES narrows ``kill`` and REPEAT (1)
+repeats it, RUNS narrows ``concurrent``. Exit status 0: everything held.
 """
 
+import itertools
 import os
 import shutil
 import sys
@@ -101,8 +102,9 @@ def run(check: Check) -> None:
 
 
 def kill(check: Check) -> None:
-    for service in os.environ.get("SERVICES", "mlflow prefect postgres worker").split():
-        name = f"kill-{service}"
+    services = os.environ.get("SERVICES", "mlflow prefect postgres worker").split()
+    for number, service in itertools.product(range(int(os.environ.get("REPEAT", "1"))), services):
+        name = f"kill-{service}-{number:02}"
         began = start_run(check.client, name, check.overrides(epochs=4))
         marker = check.storage / "runs" / name / "jobs" / "train_adapter"
         wait_until(lambda marker=marker: any(marker.glob("*/metrics.jsonl")), f"{name}'s training")
@@ -111,7 +113,7 @@ def kill(check: Check) -> None:
         check.stack.start(service)
         check.stack.wait_for(service)
         ended = how_it_ended(wait_for_end(check.client, began, RUN_LIMIT_S), check.mlflow, check.storage)
-        check.say(f"{service} killed in training and restarted after 5 s: {ended}", held=ended.is_whole)
+        check.say(f"{name}: killed in training and restarted after 5 s: {ended}", held=ended.is_whole)
 
 
 def concurrent(check: Check) -> None:
