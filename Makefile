@@ -38,7 +38,7 @@ deploy: $(INSTALLED)  ## work pools, deployments, limits, schedules, automations
 	$(BIN)/python -m deployments.deploy $(if $(SITE),--site $(SITE)) $(if $(DRY_RUN),--dry-run)
 
 test: $(TEST_DATA)  ## every test, two files at a time
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(TEST_DATA)  ## the tests that start nothing
 	$(BIN)/python -m pytest -m 'not integration'

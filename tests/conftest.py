@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,14 +14,25 @@ SHARE_A_RUN = {"test_faults", "test_finetune", "test_notebook", "test_secrets"}
 """Of the integration tests: those that read one finished run, which is made once a process."""
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With ``-n 2 --dist loadgroup`` a file is one process's, because its fixtures are costly, and a run's readers are too."""
-    for item in items:
-        name = "a run" if item.path.stem in SHARE_A_RUN else str(item.path.relative_to(REPOSITORY))
-        item.add_marker(pytest.mark.xdist_group(name))
-    # They take as long as most others together: whoever waits for them at the end waits least when they begin at once.
+    """Those first: they take as long as most others together, and two processes end at nearly the same time."""
     items.sort(key=lambda item: item.path.stem not in SHARE_A_RUN)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``-n 2`` a file is one process's, because its fixtures are costly; the readers of a run are one process's too.
+
+    (Marks of groups do not do: pytest-xdist 3.8 writes them into identifiers that pytest 9.2 no longer lets it write.)
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFileAndRun(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return "a run" if Path(file).stem in SHARE_A_RUN else file
+
+    return ByFileAndRun(config, log)
 
 
 @pytest.fixture(scope="session")
