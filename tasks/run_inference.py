@@ -106,8 +106,8 @@ def _record(run: Run, dataset: PreparedDataset, path: Path, child: str, adapter:
 def _baseline_digest(run: Run, dataset: PreparedDataset) -> str | None:
     """Everything that could change the original model's answers; None where the model can change unseen."""
     model = identity(run.experiment.model)
-    # What a server serves under a name may change as unseen.
-    if model is None or run.experiment.inference.engine == "openai":
+    # What a server serves under a name may change as unseen, and so may the vLLM of an environment that is not ours.
+    if model is None or run.experiment.inference.engine != "transformers":
         return None
     folder = Path(__file__).parent
     code = [p for name in ("inference", "dataset/rendering", "models") for p in (folder / name).rglob("*.py")]

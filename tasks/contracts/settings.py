@@ -279,13 +279,28 @@ class EndpointSettings(Settings):
     """Wait before the first further try, in seconds; it doubles with each, unless the server says how long to wait."""
 
 
+class VllmSettings(Settings):
+    """vLLM in an environment of its own: each process of the job serves itself both models, and ends the server."""
+
+    python: str = Field(pattern=r"^/[^\x00-\x1f]*$", examples=["/opt/vllm/bin/python"])
+    """Interpreter of the environment that has vLLM, the same path on every node."""
+    max_concurrency: int = Field(default=256, ge=1, le=4096)
+    """Requests that one server works on at a time."""
+    memory_share: float = Field(default=0.85, gt=0, lt=1)
+    """Of a GPU's memory, for weights and cache together."""
+    start_limit_minutes: float = Field(default=15, gt=0)
+    """Longest wait for a server that loads, compiles and captures."""
+
+
 class InferenceSettings(Settings):
     """How both models are asked."""
 
-    engine: Literal["transformers", "openai"] = "transformers"
-    """`transformers` runs the models on the pool; `openai` asks the server of `endpoint`."""
+    engine: Literal["transformers", "openai", "vllm"] = "transformers"
+    """`transformers` runs the models on the pool, `vllm` runs vLLM's server there; `openai` asks the server of `endpoint`."""
     endpoint: EndpointSettings | None = None
     """The server, for the engine `openai`."""
+    vllm: VllmSettings | None = None
+    """Where vLLM is installed, for the engine `vllm`."""
     batch_size: int = Field(default=32, ge=1)
     """Requests per GPU at a time."""
     max_new_tokens: int = Field(default=256, ge=1)
@@ -309,12 +324,16 @@ class InferenceSettings(Settings):
     improvement."""
 
     @model_validator(mode="after")
-    def _engine_and_endpoint(self) -> Self:
-        if (self.engine == "openai") != (self.endpoint is not None):
-            raise ValueError(
-                f"engine={self.engine} with endpoint={'given' if self.endpoint else 'empty'}: openai needs "
-                "endpoint.url, endpoint.original and endpoint.finetuned; transformers takes none"
-            )
+    def _engine_has_its_settings(self) -> Self:
+        for engine, name, given, needs in (
+            ("openai", "endpoint", self.endpoint, "endpoint.url, endpoint.original and endpoint.finetuned"),
+            ("vllm", "vllm", self.vllm, "vllm.python, the interpreter of an environment that has vLLM"),
+        ):
+            if (self.engine == engine) != (given is not None):
+                raise ValueError(
+                    f"engine={self.engine} with {name}={'given' if given else 'empty'}: {engine} needs {needs}; "
+                    "the other engines take none"
+                )
         return self
 
 

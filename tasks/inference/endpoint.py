@@ -2,7 +2,7 @@
 
 ``completions`` sends the token ids that training taught and reads the text with the family's own parser: what is asked is the
 same as with our own engine. ``chat`` lets the server render messages and tools and read the calls itself: an engine of its own,
-whose answers are never compared with others. The key comes from the environment: ``OPENAI_API_KEY``.
+whose answers are never compared with others. The key comes from the environment, ``OPENAI_API_KEY``, unless one is given.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -66,6 +66,7 @@ class Endpoint:
         model: its name there.
         max_new_tokens: longest answer.
         temperature, seed: 0 is greedy; above, the server is given a seed for each request, and draws as it likes to.
+        key: the server's; None: ``OPENAI_API_KEY``, where it is set.
     """
 
     settings: EndpointSettings
@@ -75,6 +76,7 @@ class Endpoint:
     max_new_tokens: int
     temperature: float = 0.0
     seed: int = 0
+    key: str | None = field(default=None, repr=False)
 
     def ask(self, examples: Sequence[Example], on_prediction: Callable[[Prediction], None]) -> None:
         """Put every example to the server; answers come in an order of their own.
@@ -91,7 +93,7 @@ class Endpoint:
     async def _ask_all(self, examples: Sequence[Example], on_prediction: Callable[[Prediction], None]) -> None:
         rate = self.settings.requests_per_s
         pace, room = _Pace(1 / rate if rate else 0.0), asyncio.Semaphore(self.settings.max_concurrency)
-        key = os.environ.get("OPENAI_API_KEY")
+        key = self.key or os.environ.get("OPENAI_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=self.settings.max_concurrency)
         async with httpx.AsyncClient(headers=headers, timeout=self.settings.timeout_s, limits=limits) as client:

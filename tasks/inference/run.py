@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,20 @@ import pyarrow.parquet as pq
 import torch
 
 from tasks.contracts.attempt import Attempt
+from tasks.contracts.conversation import Example
 from tasks.contracts.files import publish_folder, read_json, write_json, write_text
 from tasks.contracts.prediction import Prediction, prediction_from_record, prediction_to_record
 from tasks.contracts.settings import InferenceSettings, ModelSettings
 from tasks.dataset.bfcl import read_bfcl
-from tasks.dataset.rendering.family import detect_family, family_for
+from tasks.dataset.rendering.family import Family, detect_family, encode_prompt, family_for
 from tasks.dataset.stored import read_examples
 from tasks.inference.adapted import check_base, load
 from tasks.inference.endpoint import Endpoint
 from tasks.inference.generate import generate
 from tasks.inference.losses import LossSum, answer_loss, plain_conversations
 from tasks.inference.partial import PartialAnswers, answered_before, read_partial
-from tasks.models.load import load_tokenizer, resolve_precision
+from tasks.inference.vllm_server import Serving, gpu_of_this_rank, serving
+from tasks.models.load import Resolved, load_tokenizer, resolve_precision
 from tasks.models.materialise import materialise
 from tasks.models.memory import peak_memory_gbytes
 
@@ -47,8 +50,10 @@ def run(attempt: Attempt) -> Mapping[str, Any] | None:
     if adapter is not None:
         check_base(adapter, folder)
     computed = resolve_precision(settings.precision)
-    precision = computed if settings.endpoint is None else f"{settings.endpoint.api} endpoint"
-    model = load(folder, adapter, computed) if settings.endpoint is None else None
+    precision = f"{settings.endpoint.api} endpoint" if settings.endpoint else computed
+    if settings.engine == "vllm":
+        precision += ", vLLM"
+    model = load(folder, adapter, computed) if settings.engine == "transformers" else None
 
     examples = read_examples(Path(arguments["dataset"]) / "test.parquet")
     held_out = list(examples)
@@ -80,8 +85,7 @@ def run(attempt: Attempt) -> Mapping[str, Any] | None:
     partial = PartialAnswers(attempt, rank)
     mine = left[rank::world_size]
     began = time.perf_counter()
-    if settings.endpoint is not None:
-        name = settings.endpoint.finetuned if adapter else settings.endpoint.original
+    if model is None:
         num_done = 0
 
         def on_prediction(prediction: Prediction) -> None:
@@ -91,10 +95,14 @@ def run(attempt: Attempt) -> Mapping[str, Any] | None:
             if num_done % settings.batch_size == 0 or num_done == len(mine):
                 on_done(num_done)
 
-        Endpoint(
-            settings.endpoint, name, tokenizer, family, settings.max_new_tokens, settings.temperature, settings.seed
-        ).ask(mine, on_prediction)
-        figures = RankFigures(time.perf_counter() - began, None, 0, LossSum(), LossSum())
+        with _served(
+            settings, folder, adapter, computed, _longest(examples, tokenizer, family), attempt, rank
+        ) as served:
+            began = time.perf_counter()
+            asked = (settings.max_new_tokens, settings.temperature, settings.seed, served.key)
+            Endpoint(served.endpoint, served.name, tokenizer, family, *asked).ask(mine, on_prediction)
+            seconds = time.perf_counter() - began
+        figures = RankFigures(seconds, None, 0, LossSum(), LossSum())
     else:
         answers = generate(
             model,
@@ -122,6 +130,43 @@ def run(attempt: Attempt) -> Mapping[str, Any] | None:
     if rank != 0:
         return None
     return _gather(attempt, output, world_size, before, [e.id for e in examples], precision)
+
+
+@contextmanager
+def _served(
+    settings: InferenceSettings,
+    folder: Path,
+    adapter: Path | None,
+    precision: Resolved,
+    longest_prompt_tokens: int,
+    attempt: Attempt,
+    rank: int,
+) -> Iterator[Serving]:
+    """The server that is asked: the settings' own, or one of this rank's."""
+    if settings.endpoint is not None:
+        yield Serving(settings.endpoint, settings.endpoint.finetuned if adapter else settings.endpoint.original, None)
+        return
+    assert settings.vllm is not None
+    log = attempt.folder / f"vllm-{rank}.log"
+    began = time.perf_counter()
+    if rank == 0:
+        print(f"vLLM starts on every rank; what it says stands in {log.parent}/vllm-*.log")
+    with serving(
+        settings.vllm,
+        folder,
+        adapter,
+        precision=precision,
+        max_tokens=longest_prompt_tokens + settings.max_new_tokens,
+        device=gpu_of_this_rank(),
+        log=log,
+    ) as served:
+        if rank == 0:
+            print(f"vLLM serves after {time.perf_counter() - began:.0f} s")
+        yield served
+
+
+def _longest(examples: Sequence[Example], tokenizer: Any, family: Family) -> int:
+    return max((len(encode_prompt(tokenizer, family, example)) for example in examples), default=1)
 
 
 @dataclass(frozen=True)
