@@ -36,6 +36,7 @@ from tasks.contracts.deployments import deployment_values
 from tasks.contracts.files import link, read_json, write_json
 from tasks.contracts.overrides import SettingsError, apply_overrides, read_settings
 from tasks.contracts.run_folder import CheckFolder
+from tasks.hardware.reference import chip_of, chips, fabric_of, fabrics
 from tasks.pool.cancel import cancel_run
 from tasks.pool.supervise import Interrupted
 from tasks.run import CheckRun
@@ -138,7 +139,25 @@ def check_name(folder: CheckFolder, flow_run_id: str | None = None) -> None:
 def settings_of(values: dict[str, Any], overrides: Sequence[str]) -> ClusterCheck:
     """Validated settings with absolute paths."""
     check = read_settings(ClusterCheck, apply_overrides(values, list(overrides), ClusterCheck))
+    _check_references(check)
     return check.model_copy(update={"storage": check.storage.resolved()})
+
+
+def _check_references(check: ClusterCheck) -> None:
+    """A misspelt name would take its floors away without a word.
+
+    Raises:
+        SettingsError: every name that is not in the file of references.
+    """
+    problems = []
+    if check.chip != "auto" and chip_of(check.chip) is None:
+        problems.append(f"chip={check.chip}: there are auto, {', '.join(chips())}")
+    for name in ("node_fabric", "cluster_fabric"):
+        value = getattr(check, name)
+        if value != "auto" and fabric_of(value) is None:
+            problems.append(f"{name}={value}: there are auto, {', '.join(fabrics())}")
+    if problems:
+        raise SettingsError("\n".join(problems))
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """A cluster check's stages as Prefect tasks: each measures on the pool; the last one decides and reports."""
 
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -9,13 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mlflow.entities import Run as MlflowRun
+from mlflow.exceptions import MlflowException
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
-from tasks.cluster.evidence import Evidence, read_records
+from tasks.cluster.evidence import Evidence, history_key, read_records
 from tasks.cluster.inventory_gates import busy_or_missing, inventory_findings
 from tasks.cluster.page import page
 from tasks.cluster.report import build_report, fingerprint, junit, markdown, metrics_of, prometheus, size_text
@@ -23,7 +26,7 @@ from tasks.cluster.training_figures import Points, training_figures
 from tasks.cluster.training_inputs import folders, inputs_exist, training_settings
 from tasks.contracts.attempt import read_points
 from tasks.contracts.cluster_report import RankRecord, Report, StageOutcome, Status
-from tasks.contracts.cluster_settings import STAGES
+from tasks.contracts.cluster_settings import STAGES, ClusterCheck
 from tasks.contracts.files import write_json, write_text
 from tasks.contracts.job import JobFailed, JobSpec, JobState, PoolError
 from tasks.pool.attempts import failures_of, newest_attempt, nodes_that_never_came
@@ -33,6 +36,8 @@ from tasks.run import CheckRun
 from tasks.stage import run_stage
 
 MAX_HISTORY = 30
+GAVE_WAY_SIGNS = ("preempt", "told to leave")
+"""In what the pool says of a job that made room for another; that of a lost node is the cluster's fault, and is judged."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 NEEDS: dict[str, tuple[str, ...]] = {
     "devices": ("inventory",),
@@ -84,6 +89,12 @@ def _run_job(run: CheckRun, stage: str, job: JobSpec) -> StageOutcome:
     except JobFailed as failed:
         if failed.state is JobState.QUEUED:
             return outcome("yielded", f"the pool is taken by others: {failed.error.summary}")
+        said = failed.error.summary.lower()
+        if failed.state is JobState.PREEMPTED and any(sign in said for sign in GAVE_WAY_SIGNS):
+            return outcome("yielded", f"the pool was taken by others: {failed.error.summary}")
+        if failed.state is JobState.CANCELLED:
+            # By somebody: that tells nothing of the cluster.
+            return outcome("error", failed.error.summary)
         get_run_logger().error("%s: %s", stage, failed)
         attempt = newest_attempt(Path(job.folder))
         assert attempt is not None
@@ -141,7 +152,8 @@ def conclude(run: CheckRun, outcomes: dict[str, StageOutcome], started: float) -
     """Judge, write every form of the report, record, and say so when the verdict is another than before."""
     evidence = gather(run, outcomes)
     report = build_report(evidence, run.folder.run, started, time.time() - started)
-    earlier = run.tracking.earlier_runs(f"tags.role = 'run' and tags.cluster = '{run.check.cluster}'", MAX_HISTORY)
+    query = f"tags.role = 'run' and tags.cluster = '{run.check.cluster}' and tags.asked = '{asked(run.check)}'"
+    earlier, _ = _earlier(run, query)
     trend = [
         {
             "run": r.info.run_name,
@@ -153,7 +165,11 @@ def conclude(run: CheckRun, outcomes: dict[str, StageOutcome], started: float) -
         if "verdict" in r.data.tags and r.data.tags.get("injected") == "no"
     ]
     write(report, run.folder.report, trend)
-    _record(run, report)
+    try:
+        _record(run, report)
+    except MlflowException as error:
+        # The verdict stands on the disk all the same.
+        get_run_logger().error("MLflow has no figures of this check: %s", error)
     _show(run, report)
     before = next((entry["verdict"] for entry in reversed(trend) if entry["verdict"] != Status.SKIP.value), None)
     if before not in (None, report.status.value) and report.status is not Status.SKIP and report.injected is None:
@@ -184,20 +200,42 @@ def gather(run: CheckRun, outcomes: dict[str, StageOutcome]) -> Evidence:
     evidence = Evidence(run.check, outcomes, records, unreadable, figures)
     query = (
         f"tags.role = 'run' and tags.fingerprint = '{fingerprint(evidence)}' and tags.cluster = '{run.check.cluster}' "
-        "and tags.injected = 'no'"
+        "and tags.injected = 'no' and tags.verdict != 'FAIL' and tags.verdict != 'ERROR' and tags.verdict != 'SKIP'"
     )
-    good = [r for r in run.tracking.earlier_runs(query, MAX_HISTORY) if r.data.tags.get("verdict") in ("PASS", "WARN")]
+    good, problem = _earlier(run, query)
     history: dict[str, list[float]] = {}
     for earlier in reversed(good):
+        # A figure that had drifted is no measure for the next: it would become the usual one.
+        drifted = set(earlier.data.tags.get("drifted", "").split(" "))
         for name, value in earlier.data.metrics.items():
-            history.setdefault(name, []).append(value)
-    notes = []
-    if len(good) < run.check.thresholds.min_history:
+            if name not in drifted:
+                history.setdefault(name, []).append(value)
+    notes = [problem] if problem else []
+    if not problem and len(good) < run.check.thresholds.min_history:
         notes.append(
             f"{len(good)} earlier runs passed on this hardware and software: no history to compare with before "
             f"{run.check.thresholds.min_history}"
         )
     return replace(evidence, history=history, num_history=len(good), notes=notes, own_versions=_own_versions())
+
+
+def _earlier(run: CheckRun, query: str) -> tuple[list[MlflowRun], str | None]:
+    """Earlier runs, newest first, or why they are not known: a verdict is given without them."""
+    try:
+        return run.tracking.earlier_runs(query, MAX_HISTORY), None
+    except MlflowException as error:
+        get_run_logger().error("earlier checks cannot be read: %s", error)
+        return (
+            [],
+            f"MLflow could not be asked for earlier runs: no history to compare with ({str(error).splitlines()[0]})",
+        )
+
+
+def asked(check: ClusterCheck) -> str:
+    """Whose verdicts can be compared: checks of the same stages, pool and limits."""
+    values = check.model_dump(mode="json", include={"stages", "thresholds", "collectives", "training", "chip"})
+    pool = check.pool.model_dump(mode="json", include={"num_nodes", "processes_per_node", "gpus"})
+    return hashlib.sha256(json.dumps([values, pool], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _own_versions() -> dict[str, str]:
@@ -253,6 +291,8 @@ def _record(run: CheckRun, report: Report) -> None:
     tags = {
         "fingerprint": report.fingerprint,
         "chip": report.chip,
+        "asked": asked(run.check),
+        "drifted": " ".join(drifted_keys(report))[:5000],
         "suspects": ", ".join(suspect.place for suspect in report.suspects)[:5000],
         # Last: a run with a verdict is one whose figures are all there.
         "verdict": report.status.value,
@@ -260,6 +300,17 @@ def _record(run: CheckRun, report: Report) -> None:
     for name, value in tags.items():
         tracking.client.set_tag(run_id, name, value)
     tracking.log_folder(run_id, run.folder.report, "report")
+
+
+def drifted_keys(report: Report) -> list[str]:
+    """Under which names the history keeps the figures that have drifted from it."""
+    off = {(f.stage, f.gate, f.size_bytes, place) for f in report.findings if f.layer == "history" and f.status is not Status.PASS
+           for place in f.culprits}  # fmt: skip
+    return [
+        history_key(placed)
+        for placed in report.figures
+        if (placed.stage, placed.figure.name, placed.figure.size_bytes, placed.place) in off
+    ]
 
 
 def _show(run: CheckRun, report: Report) -> None:

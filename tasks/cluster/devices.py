@@ -42,6 +42,10 @@ def measure_devices(meeting: Meeting, settings: DeviceProbeSettings, faults: Fau
 
 def sampler_figures(meeting: Meeting, sampler: Sampler, prefix: str = "") -> None:
     """What was sampled under load, as figures and a fact; a GPU of which nothing was sampled fails by missing figures."""
+    if sampler.error is not None:
+        # Of the part of the load that was not sampled nothing is known, throttling least of all.
+        meeting.recorder.fact(f"{prefix}telemetry_error", sampler.error)
+        return
     for name, value in sampler.figures().items():
         meeting.recorder.figure(prefix + name, value)
     if sampler.throttle_reasons:

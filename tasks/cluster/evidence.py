@@ -79,7 +79,7 @@ class Evidence:
             places = self.places_of_ranks(stage)
             for record in records:
                 for figure in record.figures:
-                    if figure.peer is not None:
+                    if figure.peer is not None and figure.peer.isdecimal():
                         figure = figure.model_copy(update={"peer": places.get(int(figure.peer), figure.peer)})
                     found.append(Placed(stage=stage, place=_place(figure.name, self, record), figure=figure))
         return found + [Placed(stage="training", place="all", figure=figure) for figure in self.training]

@@ -10,7 +10,7 @@ from tasks.contracts.cluster_report import Finding, Layer, Placed, Status
 from tasks.contracts.cluster_settings import ThresholdSettings
 from tasks.hardware.reference import Chip, Fabric
 
-ONLY_SHOWN = ("_algbw_gbytes_per_s", "memory_pattern_tested_gbytes", "memory_total_gbytes", "power_watts",
+ONLY_SHOWN = ("_algbw_gbytes_per_s", "memory_pattern_tested_gbytes", "power_watts",
               "temperature_celsius", "sm_clock_mhz", "training_final_loss", "load_per_processor",
               "clock_ahead_s", "pair_gbytes_per_s")  # fmt: skip
 """Figures that have no gate here: they are context, or a gate of their own elsewhere looks at them."""
@@ -33,6 +33,7 @@ LIMITS_OF_REFERENCE = {
     "training_scaling_efficiency": 0.9,
 }
 """Of the acceptance suite that this one replaces."""
+NOTHING_TO_HOLD_IT_AGAINST = "measured; no floor, fleet or history to hold it against"
 NEEDS_REFERENCE = ("matrix_product_", "memory_copy_", "all_reduce_busbw")
 """Of these something must tell what is good: floor, fleet or history."""
 
@@ -144,7 +145,7 @@ def _judge(
     held = [why] * (limit is not None) + ["the fleet"] * has_fleet + ["its history"] * has_history
     return finding(
         Status.PASS, layer if limit is not None else "fleet" if has_fleet else "history" if has_history else "presence",
-        f"held against {', '.join(held)}" if held else "measured; no floor, fleet or history to hold it against",
+        f"held against {', '.join(held)}" if held else NOTHING_TO_HOLD_IT_AGAINST,
         value=worst, limit=limit,
     )  # fmt: skip
 
@@ -160,6 +161,8 @@ def _limit(evidence: Evidence, references: References, name: str, size: int | No
         return LIMITS_OF_REFERENCE[key], "limit", "the reference's own"
     if name == "lateness_s":
         return thresholds.max_lateness_ms / 1e3, "limit", "thresholds.max_lateness_ms"
+    if name == "training_share_of_product_rate":
+        return thresholds.min_share_of_product_rate, "limit", "thresholds.min_share_of_product_rate"
     if name == "training_scaling_efficiency":
         return thresholds.min_scaling_efficiency, "limit", "thresholds.min_scaling_efficiency"
     if name in ("memory_pattern_wrong_bytes", "throttled_share", "endurance_throttled_share"):
@@ -181,6 +184,10 @@ def _limit(evidence: Evidence, references: References, name: str, size: int | No
         pool = evidence.check.pool
         num_ranks = pool.processes_per_node if name.startswith("node_") else pool.world_size
         reached = fabric.all_reduce_gbytes_per_s(size, num_ranks)
+        if reached is not None and not name.startswith("node_") and fabric.adapters is not None:
+            # A GPU sends through an adapter of its own: fewer of them a node reach less.
+            of_adapters = min(1.0, pool.processes_per_node / fabric.adapters)
+            return share * of_adapters * reached, "floor", f"{share * of_adapters:.0%} of {fabric.title}"
         if reached is not None:
             return share * reached, "floor", f"{share:.0%} of {fabric.title}"
     return None, "presence", ""
@@ -232,6 +239,8 @@ def _action(name: str) -> str:
         return "look at its cooling, power supply and power limit: nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER"
     if name.startswith(("matrix_product", "step_s", "endurance")):
         return "look at its clocks, power limit and temperature; if they are like the others', replace the GPU"
+    if name == "memory_total_gbytes":
+        return "see dmidecode and the kernel's log for memory that is missing, and the job's cgroup"
     if name.startswith("memory_"):
         return "run the vendor's memory diagnosis; replace the GPU if it repeats"
     if name.startswith(("host_to", "device_to")):

@@ -1,5 +1,7 @@
 """What the inventory must show: everything there, equal on all nodes, healthy, and nobody else's."""
 
+import math
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -42,8 +44,11 @@ def _finding(
 
 def _equal(evidence: Evidence, records: Sequence[RankRecord], name: str) -> Finding:
     is_count = name in ("num_processors", "num_threads")
-    # The node is what has a version; a process only shows it.
-    values = {evidence.place(r) if is_count else evidence.node_of(r): r.facts.get(name) for r in records}
+    # The node is what has a version; a process only shows it, and each may show another.
+    told: dict[str, list[Any]] = defaultdict(list)
+    for record in records:
+        told[evidence.place(record) if is_count else evidence.node_of(record)].append(record.facts.get(name))
+    values = {place: seen[0] if len(set(map(str, seen))) == 1 else _several(seen) for place, seen in told.items()}
     action = (
         "look at its CPU affinity, cgroup and OMP_NUM_THREADS" if is_count else f"make {name} the same on all nodes"
     )
@@ -52,6 +57,11 @@ def _equal(evidence: Evidence, records: Sequence[RankRecord], name: str) -> Find
     usual = max(numbers) if is_count and numbers else evidence.own_versions.get(name)
     bad = minority(values, usual)
     return _finding(f"equal_{name}", "equality", bad, f"{next(iter(values.values()))} on all", action)
+
+
+def _several(seen: Sequence[Any]) -> str:
+    """What the processes of one node say that do not agree."""
+    return " and ".join(sorted({"not told" if value is None else str(value) for value in seen}))
 
 
 def minority(values: Mapping[str, Any], in_doubt: Any = None) -> dict[str, str]:
@@ -74,14 +84,25 @@ def minority(values: Mapping[str, Any], in_doubt: Any = None) -> dict[str, str]:
 
 def _clocks(evidence: Evidence, records: Sequence[RankRecord]) -> Finding:
     limit, bad = evidence.check.thresholds.max_clock_skew_s, {}
-    worst = 0.0
+    ahead: dict[str, float] = {}
     for record in records:
-        ahead = next((f.value for f in record.figures if f.name == "clock_ahead_s"), None)
-        if ahead is None or ahead != ahead:
+        seconds = next((f.value for f in record.figures if f.name == "clock_ahead_s"), None)
+        if seconds is None or not math.isfinite(seconds):
             bad[evidence.node_of(record)] = "its clock was not read"
-        elif abs(ahead) > limit:
-            bad[evidence.node_of(record)] = f"{ahead:+.1f} s against rank 0's clock (limit {limit:g})"
-        worst = max(worst, abs(ahead or 0.0))
+        else:
+            ahead.setdefault(evidence.node_of(record), seconds)
+    # They are told against rank 0's clock, which may itself be the wrong one: most of the clocks are held for right.
+    usual = statistics.median(ahead.values()) if ahead else 0.0
+    worst = max(ahead.values(), default=0.0) - min(ahead.values(), default=0.0)
+    if len(ahead) == 2 and worst > limit:
+        bad |= dict.fromkeys(ahead, f"{worst:.1f} s between the two clocks (limit {limit:g})")
+    elif len(ahead) > 2:
+        worst = max(abs(seconds - usual) for seconds in ahead.values())
+        bad |= {
+            node: f"{seconds - usual:+.1f} s against the others' clocks (limit {limit:g})"
+            for node, seconds in ahead.items()
+            if abs(seconds - usual) > limit
+        }
     return _finding(
         "clock_skew",
         "limit",
@@ -103,7 +124,8 @@ def _gpus_of(evidence: Evidence, records: Sequence[RankRecord]) -> tuple[dict[st
         if not isinstance(gpus, list) or any(not isinstance(gpu, dict) for gpu in gpus):
             bad[node] = "what its driver says of GPUs cannot be understood"
             continue
-        if len(gpus) != width:
+        # A job may ask for fewer than the node has.
+        if len(gpus) < width:
             why = record.facts.get("nvml_error")
             bad[node] = f"{len(gpus)} GPUs instead of {width}" + (f" ({why})" if why else "")
         found |= {f"{node}/gpu{number}": gpu for number, gpu in enumerate(gpus)}
@@ -180,12 +202,20 @@ def _links(evidence: Evidence, records: Sequence[RankRecord]) -> list[Finding]:
     }  # fmt: skip
     down: dict[str, str] = {}
     rates: dict[str, Any] = defaultdict(str)
+    # A port that nobody has connected is no fault; one that works on another node, or of which none works, is.
+    active = {
+        (port.get("device"), port.get("port"))
+        for ports in by_node.values()
+        for port in dicts_of(ports)
+        if port.get("state") == "ACTIVE"
+    }
     for node, ports in by_node.items():
-        if not isinstance(ports, list):
+        if not isinstance(ports, list) or any(not isinstance(port, dict) for port in ports):
             down[node] = "its ports were not told"
             continue
         for port in ports:
-            if port.get("state") != "ACTIVE":
+            is_wanted = not active or (port.get("device"), port.get("port")) in active
+            if port.get("state") != "ACTIVE" and is_wanted:
                 down[f"{node}/{port.get('device')}"] = f"port {port.get('port')} is {port.get('state') or 'not told'}"
         rates[node] = sorted(str(port.get("rate_gbits_per_s")) for port in ports)
     return [
@@ -198,6 +228,11 @@ def _links(evidence: Evidence, records: Sequence[RankRecord]) -> list[Finding]:
             "see ibstat on both; reseat or replace",
         ),
     ]
+
+
+def dicts_of(values: Any) -> list[Mapping[str, Any]]:
+    """Those of what a record tells that can be read; what cannot is a finding elsewhere."""
+    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
 
 
 def busy_or_missing(findings: Sequence[Finding]) -> str | None:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from tasks.cluster.evidence import Evidence
 from tasks.cluster.figure_gates import FABRIC, LATE, LIMITS_OF_REFERENCE, References, figure_findings
-from tasks.cluster.inventory_gates import inventory_findings, minority
-from tasks.cluster.pairs import localise, slow_routes
+from tasks.cluster.inventory_gates import dicts_of, inventory_findings, minority
+from tasks.cluster.pairs import localise, node_of, slow_routes
 from tasks.cluster.transport import transport_findings
-from tasks.contracts.cluster_report import Finding, Status, Suspect
+from tasks.contracts.cluster_report import Finding, Layer, Status, Suspect
 from tasks.contracts.cluster_settings import STAGES
 from tasks.hardware.reference import chip_of, fabric_of
 
@@ -23,8 +23,9 @@ FABRIC_OF_RATE = {400.0: "infiniband_ndr", 200.0: "infiniband_hdr"}
 def references_of(evidence: Evidence) -> tuple[References, list[str]]:
     """The reference of chip and fabrics, and what of it is not known."""
     check, notes = evidence.check, []
-    gpus = [g for r in evidence.records.get("inventory", ()) for g in r.facts.get("gpus") or [] if isinstance(g, dict)]
-    device = str(gpus[0].get("name")) if gpus else "CPU" if not check.pool.gpus else "unknown"
+    gpus = [g for r in evidence.records.get("inventory", ()) for g in dicts_of(r.facts.get("gpus"))]
+    # A check of processors may run on a machine with GPUs.
+    device = "CPU" if not check.pool.gpus else str(gpus[0].get("name")) if gpus else "unknown"
     chip = chip_of(device if check.chip == "auto" else check.chip)
     if chip is None:
         notes.append(f"chip {device!r} is not in tasks/hardware/reference.yaml: judged by fleet and history alone")
@@ -39,18 +40,20 @@ def references_of(evidence: Evidence) -> tuple[References, list[str]]:
 def _cluster_fabric(evidence: Evidence) -> str:
     if not evidence.check.pool.gpus:
         return "loopback" if len({r.host for rs in evidence.records.values() for r in rs}) <= 1 else "unknown"
-    ports = [
-        p for r in evidence.records.get("inventory", ()) for p in r.facts.get("infiniband") or [] if isinstance(p, dict)
-    ]
-    rates = {port.get("rate_gbits_per_s") for port in ports if port.get("state") == "ACTIVE"}
-    if any(port.get("link_layer") == "Ethernet" for port in ports):
+    ports = [p for r in evidence.records.get("inventory", ()) for p in dicts_of(r.facts.get("infiniband"))]
+    active = [port for port in ports if port.get("state") == "ACTIVE"]
+    # Nodes have an Ethernet port or two beside their InfiniBand.
+    if active and sum(port.get("link_layer") == "Ethernet" for port in active) > len(active) / 2:
         return "roce"
-    return FABRIC_OF_RATE.get(max((rate for rate in rates if rate), default=0.0), "unknown")
+    rates = [port.get("rate_gbits_per_s") for port in active if port.get("link_layer") != "Ethernet"]
+    return FABRIC_OF_RATE.get(max((rate for rate in rates if isinstance(rate, int | float)), default=0.0), "unknown")
 
 
 def judge(evidence: Evidence) -> list[Finding]:
     """Every gate's finding, in the order of the stages."""
     references, _ = references_of(evidence)
+    figures = figure_findings(evidence, references, expected_figures(evidence))
+    pairs = _pair_findings(evidence, references)
     findings = [
         *_stage_findings(evidence),
         *_same_nodes(evidence),
@@ -58,10 +61,10 @@ def judge(evidence: Evidence) -> list[Finding]:
         *_problem_findings(evidence),
         *_equal_steps(evidence),
         *transport_findings(evidence),
-        *_pair_findings(evidence, references),
-        *figure_findings(evidence, references, expected_figures(evidence)),
+        *pairs,
+        *figures,
+        *_limits_without_a_gate(evidence, figures, pairs),
     ]
-    findings += _limits_without_a_gate(evidence, findings)
     findings = _held_up(findings)
     return sorted(findings, key=lambda f: STAGES.index(f.stage))
 
@@ -76,7 +79,7 @@ def _held_up(findings: Sequence[Finding]) -> list[Finding]:
         f.model_copy(update={"culprits": late, "detail": f"{f.detail}; {told}", "action": LATE})
         if f.stage == "collectives"
         and f.gate != "lateness_s"
-        and f.layer in ("floor", "fleet", "history")
+        and (f.layer in ("floor", "fleet", "history") or (f.layer == "limit" and "busbw" in f.gate))
         and all(culprit.startswith(FABRIC) or any(place in culprit for place in late) for culprit in f.culprits)
         and f.culprits
         else f
@@ -136,8 +139,12 @@ def _stage_findings(evidence: Evidence) -> list[Finding]:
             known = {record.rank for record in evidence.records.get(stage, ())} | {rank for rank, _ in unreadable}
             silent = [rank for rank in range(evidence.check.pool.world_size) if rank not in known]
         blamed = [places.get(rank, f"rank {rank}") for rank in outcome.culprit_ranks]
+        if outcome.state == "failed" and len(blamed) > 1 and _waited(outcome.error):
+            # Of those that said nothing when somebody was waited for in vain, the ones that were behind held up the others.
+            behind = _left_behind(evidence, stage)
+            blamed = [place for place in blamed if place in behind] or blamed
         blamed += [evidence.node_name(stage, node) for node in outcome.culprit_nodes]
-        blamed += [places[rank] for rank, _ in unreadable]
+        blamed += [places.get(rank, f"rank {rank}") for rank, _ in unreadable]
         if outcome.state == "done":
             blamed += [places[rank] for rank in silent]
         if outcome.state == "failed" and not blamed:
@@ -178,20 +185,29 @@ def _same_nodes(evidence: Evidence) -> list[Finding]:
     ]  # fmt: skip
 
 
-def _limits_without_a_gate(evidence: Evidence, findings: Sequence[Finding]) -> list[Finding]:
-    """Limits that were asked for and that no measurement met: a limit that cannot be missed is no limit."""
+def _limits_without_a_gate(evidence: Evidence, figures: Sequence[Finding], pairs: Sequence[Finding]) -> list[Finding]:
+    """Limits that were asked for and that no measurement met: a limit that cannot be missed is no limit.
+
+    Args:
+        figures: gates that take limits by their names; the inventory's gates take none.
+    """
     thresholds = evidence.check.thresholds
     wanted = {*thresholds.overrides, *(LIMITS_OF_REFERENCE if thresholds.profile == "reference" else ())}
-    met = {f.gate for f in findings} | {f"{f.gate}@{f.size_bytes}" for f in findings} | {"pair_gbytes_per_s"}
+    met = {f.gate for f in figures} | {f"{f.gate}@{f.size_bytes}" for f in figures}
+    met |= {"pair_gbytes_per_s"} if pairs else set()
     asked = [evidence.outcomes.get(stage) for stage in evidence.check.stages]
     is_whole = all(outcome is not None and outcome.state not in NOT_RUN for outcome in asked)
     return [
         Finding(
             stage="inventory", gate=f"limit {name}", status=Status.FAIL if is_whole else Status.SKIP, layer="limit",
-            detail="no gate of this name and size was measured", action="name it as in the report; see collectives.size_factor",
+            detail="no figure of this name and size was measured", action="name it as in the report; see collectives.size_factor",
         )
         for name in sorted(wanted - met)
     ]  # fmt: skip
+
+
+def _waited(error: str) -> bool:
+    return any(sign in error.lower() for sign in ("missingranks", "timed out", "waited "))
 
 
 def _left_behind(evidence: Evidence, stage: str) -> list[str]:
@@ -270,22 +286,48 @@ def _pair_findings(evidence: Evidence, references: References) -> list[Finding]:
         for placed in evidence.placed()
         if placed.figure.name == "pair_gbytes_per_s" and placed.figure.peer is not None
     }
-    if not speeds:
+    outcome, pool = evidence.outcomes.get("collectives"), evidence.check.pool
+    if outcome is None or outcome.state in NOT_RUN or pool.world_size == 1:
         return []
-    fabric, share = references.cluster_fabric, evidence.check.thresholds.floor_share
-    override = evidence.check.thresholds.overrides.get("pair_gbytes_per_s")
-    floor = override or (share * fabric.pair_gbytes_per_s if fabric is not None and fabric.pair_gbytes_per_s else None)
-    slow = slow_routes(speeds, floor, evidence.check.thresholds)
+    thresholds = evidence.check.thresholds
+    missing = _num_routes(evidence) - len(speeds)
+    if missing and outcome.state == "done":
+        return [
+            Finding(
+                stage="collectives", gate="pairs", status=Status.FAIL, layer="presence",
+                detail=f"{missing} of {_num_routes(evidence)} routes between pairs were not measured",
+                action="read the processes' logs for what kept them from measuring",
+            )
+        ]  # fmt: skip
+    if not speeds:
+        # What was not measured of a stage that ended early has a finding of its own.
+        return []
+    override = thresholds.overrides.get("pair_gbytes_per_s")
+    inside, across = (
+        override if override is not None
+        else thresholds.floor_share * fabric.pair_gbytes_per_s if fabric is not None and fabric.pair_gbytes_per_s else None
+        for fabric in (references.node_fabric, references.cluster_fabric)
+    )  # fmt: skip
+    slow = slow_routes(speeds, inside, across, thresholds)
     culprits = localise(slow, list(speeds))
-    worst = min(speeds.values(), key=lambda value: value if value == value else -1.0)
+    worst_route = min(speeds, key=lambda route: speeds[route] if speeds[route] == speeds[route] else -1.0)
+    floor = inside if node_of(worst_route[0]) == node_of(worst_route[1]) else across
+    layer: Layer = "limit" if override is not None else "floor" if floor is not None else "fleet"
     return [
         Finding(
-            stage="collectives", gate="pairs", status=Status.FAIL if slow else Status.PASS, layer="floor" if floor else "fleet",
-            value=worst, limit=floor, culprits=tuple(c.place for c in culprits),
+            stage="collectives", gate="pairs", status=Status.FAIL if slow else Status.PASS, layer=layer,
+            value=speeds[worst_route], limit=floor, culprits=tuple(c.place for c in culprits),
             detail="; ".join(f"{c.place}: {len(c.pairs)} slow routes" for c in culprits) or f"{len(speeds)} routes alike",
             action=culprits[0].action if culprits else "",
         )
     ]  # fmt: skip
+
+
+def _num_routes(evidence: Evidence) -> int:
+    """Both ways between all pairs, or between the first ranks of the nodes where there are too many."""
+    pool = evidence.check.pool
+    ends = pool.world_size if pool.world_size <= evidence.check.collectives.max_pair_ranks else pool.num_nodes
+    return ends * (ends - 1)
 
 
 def expected_figures(evidence: Evidence) -> list[tuple[str, str, int | None, str]]:
@@ -307,6 +349,10 @@ def expected_figures(evidence: Evidence) -> list[tuple[str, str, int | None, str
             if check.pool.gpus:
                 names += ["matrix_product_bfloat16_tflops_per_s", "host_to_device_gbytes_per_s", "device_to_host_gbytes_per_s",
                           "throttled_share"]  # fmt: skip
+                # Not every chip has it, but all chips of a cluster or none.
+                fp8 = "matrix_product_float8_tflops_per_s"
+                seen = {figure.name for record in evidence.records.get(stage, ()) for figure in record.figures}
+                names += [fp8] * (fp8 in seen)
             found += [(stage, name, None, place) for name in names for place in places]
         elif stage == "endurance":
             names = ["endurance_product_tflops_per_s", "endurance_slowdown_share"]

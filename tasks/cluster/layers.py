@@ -56,7 +56,8 @@ def worse_by(value: float, typical: float, better: Better) -> float:
 def outliers(values: Mapping[str, float], better: Better, thresholds: ThresholdSettings) -> list[Outlier]:
     """Places whose value is worse than the fleet's by the minimum effect and, where there are enough, by its spread.
 
-    Of two or three the best stands for the fleet: which of two is off cannot be told otherwise, and the worse is named.
+    Of two or three the best stands for the fleet: which of two is off cannot be told otherwise, and the worse is named. Of more
+    the median does, and where the worse half is a group of its own, the better half's: one of two nodes may be slow as a whole.
     """
     if len(values) < 2:
         return []
@@ -70,7 +71,29 @@ def outliers(values: Mapping[str, float], better: Better, thresholds: ThresholdS
         effect = worse_by(value, typical, better)
         if effect > thresholds.fleet_effect and abs(value - typical) > thresholds.fleet_deviations * spread:
             found.append(Outlier(place, value, typical, effect))
+    known = {outlier.place for outlier in found}
+    found += [outlier for outlier in _worse_group(values, better, thresholds) if outlier.place not in known]
     return sorted(found, key=lambda outlier: -outlier.worse_by)
+
+
+def _worse_group(values: Mapping[str, float], better: Better, thresholds: ThresholdSettings) -> list[Outlier]:
+    """The worse half or less, where a gap parts it from the others that is wide beside how these differ among themselves.
+
+    Median and median deviation say nothing of halves: the one lies between them, and the other spans both.
+    """
+    ordered = sorted(values, key=lambda place: values[place], reverse=better == "higher")
+    splits = range((len(ordered) + 1) // 2, len(ordered)) if len(ordered) >= FEWEST_FOR_MAD else ()
+    gaps = {split: abs(values[ordered[split - 1]] - values[ordered[split]]) for split in splits}
+    if not gaps:
+        return []
+    split = max(gaps, key=lambda split: gaps[split])
+    good, bad = ordered[:split], ordered[split:]
+    typical, spread = _spread([values[place] for place in good])
+    is_parted = (
+        worse_by(values[bad[0]], values[good[-1]], better) > thresholds.fleet_effect
+        and gaps[split] > thresholds.fleet_deviations * spread
+    )
+    return [Outlier(p, values[p], typical, worse_by(values[p], typical, better)) for p in bad] if is_parted else []
 
 
 def drift(value: float, history: Sequence[float], better: Better, thresholds: ThresholdSettings) -> float | None:

@@ -24,19 +24,23 @@ class Culprit:
     pairs: tuple[Route, ...]
 
 
-def slow_routes(speeds: Mapping[Route, float], floor: float | None, thresholds: ThresholdSettings) -> list[Route]:
-    """Routes that miss the floor, or the median of their kind (inside a node, between nodes) by twice the effect.
+def slow_routes(
+    speeds: Mapping[Route, float], floor_inside: float | None, floor_across: float | None, thresholds: ThresholdSettings
+) -> list[Route]:
+    """Routes that miss the floor of their kind (inside a node, between nodes), or its median by twice the effect.
 
     Twice: routes are measured side by side and share what they cross.
     """
     slow = []
-    for inside in (True, False):
-        kind = {route: speed for route, speed in speeds.items() if (node_of(route[0]) == node_of(route[1])) is inside}
+    for is_inside, floor in ((True, floor_inside), (False, floor_across)):
+        kind = {
+            route: speed for route, speed in speeds.items() if (node_of(route[0]) == node_of(route[1])) is is_inside
+        }
         if not kind:
             continue
         typical = statistics.median(kind.values())
         limit = (1 - min(0.9, 2 * thresholds.fleet_effect)) * typical
-        limit = max(limit, floor or 0.0) if not inside else limit
+        limit = max(limit, floor or 0.0)
         slow += [route for route, speed in kind.items() if not speed >= limit]
     return slow
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tasks.cluster.evidence import Evidence, history_key
+from tasks.cluster.figure_gates import NOTHING_TO_HOLD_IT_AGAINST
 from tasks.cluster.judge import judge, references_of, statement_of, status_of, suspects_of
 from tasks.contracts.cluster_report import Finding, NodeFacts, Report, Status
 from tasks.contracts.files import digest_of
@@ -42,8 +43,16 @@ def build_report(evidence: Evidence, run: str, started: float, seconds: float) -
         findings=tuple(findings),
         suspects=tuple(suspects),
         figures=tuple(evidence.placed()),
-        notes=(*unknown, *evidence.notes),
+        notes=(*unknown, *evidence.notes, *_unjudged(findings)),
     )
+
+
+def _unjudged(findings: Sequence[Finding]) -> list[str]:
+    """What passes because it was measured, and for no better reason: nobody shall take it for found good."""
+    names = sorted({f.gate for f in findings if f.status is Status.PASS and f.detail == NOTHING_TO_HOLD_IT_AGAINST})
+    if not names:
+        return []
+    return [f"measured, with no floor, fleet or history to be held against so far: {', '.join(names)}"]
 
 
 def fingerprint(evidence: Evidence) -> str:
@@ -251,15 +260,16 @@ def prometheus(report: Report) -> str:
         f"# HELP {name}_figure Every figure of the newest check, in the unit that its name ends with.",
         f"# TYPE {name}_figure gauge",
     ]
+    series: dict[str, str] = {}
     for placed in report.figures:
         figure, value = placed.figure, placed.figure.value
         labels = {"stage": placed.stage, "figure": figure.name, "place": placed.place}
         labels |= {"size_bytes": str(figure.size_bytes)} if figure.size_bytes is not None else {}
         labels |= {"peer": figure.peer} if figure.peer is not None else {}
         told = ",".join(f'{key}="{_label(text)}"' for key, text in labels.items())
-        lines.append(
-            f"{name}_figure{{{label},{told}}} {'NaN' if value is None or value != value else repr(float(value))}"
-        )
+        # A node's figures are told by each of its processes, and one series may stand there once.
+        series.setdefault(told, "NaN" if value is None or value != value else repr(float(value)))
+    lines += [f"{name}_figure{{{label},{told}}} {value}" for told, value in series.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.cluster.evidence import Evidence
+from tasks.cluster.inventory_gates import dicts_of
 from tasks.contracts.cluster_report import Finding, Status
 
 NETWORK = re.compile(r"NCCL INFO Using network (\S+)")
@@ -26,18 +27,23 @@ CHANNEL = re.compile(r"NCCL INFO Channel \S+ ?: (\d+)\[\w+\] -> (\d+)\[\w+\].*? 
 
 
 def listen(folder: Path) -> None:
-    """Let NCCL write its log into files of the attempt's folder, one a process; before the first communicator."""
+    """Let NCCL write its log into files of the attempt's folder, one a rank; before the first communicator."""
     os.environ |= {
         "NCCL_DEBUG": "INFO",
         "NCCL_DEBUG_SUBSYS": "INIT,NET,GRAPH,ENV",
-        "NCCL_DEBUG_FILE": str(folder / "nccl.%h.%p.log"),
+        # By the rank and not by the process's number, which in pods is the same on every node.
+        "NCCL_DEBUG_FILE": str(_log(folder)),
     }
 
 
 def own_log(folder: Path) -> list[str]:
     """What NCCL wrote of this process; nothing where it wrote nothing."""
-    found = sorted(folder.glob(f"nccl.*.{os.getpid()}.log"))
-    return [line for path in found for line in path.read_text(errors="replace").splitlines()]
+    path = _log(folder)
+    return path.read_text(errors="replace").splitlines() if path.exists() else []
+
+
+def _log(folder: Path) -> Path:
+    return folder / f"nccl.rank-{os.environ['RANK']}.log"
 
 
 @dataclass(frozen=True)
@@ -105,9 +111,20 @@ def transport_findings(evidence: Evidence) -> list[Finding]:
             bad[node] = "NCCL goes over TCP sockets instead of the fast fabric"
     adapters = _adapters(evidence)
     most = max(adapters.values(), default=0)
+    ports = {
+        evidence.node_of(r): sum(port.get("state") == "ACTIVE" for port in dicts_of(r.facts.get("infiniband")))
+        for r in evidence.records.get("inventory", ())
+        if r.process == 0
+    }
     for node, count in adapters.items():
+        # One for each GPU, as far as there are: all nodes may be short of them alike.
+        needed = 0 if wants_sockets else min(ports.get(node, 0), check.pool.processes_per_node)
         if count < most:
             bad.setdefault(node, f"NCCL uses {count} adapters, on other nodes {most}")
+        elif count < needed:
+            bad.setdefault(
+                node, f"NCCL uses {count} of {ports[node]} active adapters for {check.pool.processes_per_node} GPUs"
+            )
     return [
         Finding(
             stage="collectives", gate="transport", status=Status.FAIL if bad else Status.PASS, layer="limit", culprits=tuple(bad),

@@ -61,7 +61,9 @@ class CollectiveProbeSettings(Settings):
         while size <= self.max_mib * 1024**2:
             sizes.append(size)
             size *= self.size_factor
-        return tuple(sizes)
+        # The largest that was asked for, whatever the factor meets.
+        largest = int(self.max_mib * 1024**2)
+        return (*sizes, largest) if sizes and sizes[-1] < largest else tuple(sizes)
 
     @model_validator(mode="after")
     def _some_size(self) -> Self:
@@ -115,6 +117,8 @@ class ThresholdSettings(Settings):
     """By what share products may be slower at the end of `soak_minutes` than at their beginning."""
     min_scaling_efficiency: float = Field(default=0.85, gt=0, le=1)
     """Training throughput per rank on all ranks, as a share of one rank's by itself."""
+    min_share_of_product_rate: float = Field(default=0.2, gt=0, le=1)
+    """Useful work of training on GPUs, as a share of the product rate that the devices themselves reached."""
     overrides: dict[str, float] = Field(
         default_factory=dict, examples=[{"all_reduce_busbw_gbytes_per_s@1073741824": 350}]
     )
@@ -164,6 +168,11 @@ class ClusterCheck(Settings):
     def _fits(self) -> Self:
         if "inventory" not in self.stages:
             raise ValueError("stages: inventory must be among them, all other figures are judged by what it finds")
+        if "endurance" in self.stages and self.soak_minutes >= self.pool.time_limit_minutes:
+            raise ValueError(
+                f"soak_minutes={self.soak_minutes:g} does not fit into a job of pool.time_limit_minutes="
+                f"{self.pool.time_limit_minutes:g}; allow it some minutes more than the soak"
+            )
         if self.inject is not None and (
             self.inject.node >= self.pool.num_nodes or self.inject.process >= self.pool.processes_per_node
         ):

@@ -30,6 +30,7 @@ class Fabric:
         curve: ``(message in bytes, busbw of all-reduce in GB/s)``, by size.
         curve_of_two: the same between two ranks, where it was measured: a small message takes as long among two as among
             four, of which the formula makes less busbw.
+        adapters: of a node, that the curve is of; None: it does not depend on them.
         pair_gbytes_per_s: between two GPUs, one way; None: not known.
     """
 
@@ -39,6 +40,7 @@ class Fabric:
     pair_gbytes_per_s: float | None
     source: str
     curve_of_two: tuple[tuple[int, float], ...] = ()
+    adapters: int | None = None
 
     def all_reduce_gbytes_per_s(self, size_bytes: int, num_ranks: int) -> float | None:
         """The reference at a size, straight between points on a logarithmic scale; None below the first point."""
@@ -88,4 +90,5 @@ def fabric_of(name: str) -> Fabric | None:
         for name in ("all_reduce_curve", "all_reduce_curve_of_two")
     )
     pair = values.get("pair_gbytes_per_s")
-    return Fabric(name, values["title"], curve, None if pair is None else float(pair), values["source"], of_two)
+    pair = None if pair is None else float(pair)
+    return Fabric(name, values["title"], curve, pair, values["source"], of_two, values.get("adapters"))

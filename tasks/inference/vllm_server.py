@@ -2,7 +2,8 @@
 
 vLLM pins another torch than ours, so it lives in an environment of its own and is a process. It serves the base under the name
 ``original`` and, where there is one, the adapter beside it under ``finetuned``. It is asked through
-:class:`~tasks.inference.endpoint.Endpoint` with our token ids. What it prints stands in ``vllm-<rank>.log`` in the attempt's folder.
+:class:`~tasks.inference.endpoint.Endpoint` with our token ids. What it prints stands in ``vllm-<rank>.log`` in the attempt's
+folder.
 """
 
 import ctypes

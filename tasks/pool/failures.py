@@ -90,7 +90,8 @@ def blamed_ranks(failures_by_node: Mapping[int, Sequence[Mapping[str, Any]]], wo
     }
     if own:
         return sorted(own)
-    waited = {failure["rank"] for failure in ended_itself}
+    # One that torchrun ended may have written before that it waited in vain, too.
+    waited = {failure["rank"] for failure in failed if failure in ended_itself or _says(failure, ("missingranks:",))}
     return sorted(set(range(world_size)) - waited) if waited else []
 
 

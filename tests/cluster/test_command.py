@@ -1,14 +1,23 @@
 """``python -m flows.cluster_check``: an earlier check's word is never this one's."""
 
 import json
+import logging
+from types import SimpleNamespace
 
 import pytest
+from mlflow.exceptions import MlflowException
 from prefect.states import Failed
 
-from flows.cluster_check import ERROR, _tell, check_name
+from flows.cluster_check import ERROR, _tell, check_name, settings_of
+from tasks import check_cluster
+from tasks.cluster.evidence import history_key
+from tasks.cluster.report import build_report
+from tasks.contracts.cluster_settings import ClusterCheck, CollectiveProbeSettings
+from tasks.contracts.job import FailureKind, JobError, JobFailed, JobState
 from tasks.contracts.overrides import SettingsError
 from tasks.contracts.run_folder import CheckFolder
 from tasks.contracts.settings import StorageSettings
+from tests.cluster.clusters import Cluster
 
 
 @pytest.fixture
@@ -32,3 +41,77 @@ def test_a_name_that_is_taken_is_refused_and_a_retry_of_its_flow_run_is_not(fold
 def test_a_check_that_crashed_is_an_error_whatever_report_lies_there(folder, capsys):
     assert _tell(Failed(message="boom"), folder) == ERROR
     assert "the check failed: boom" in capsys.readouterr().err
+
+
+def test_a_misspelt_chip_or_fabric_is_refused_and_those_there_are_are_named():
+    with pytest.raises(SettingsError, match="chip=H1000: there are auto, A100, H100"):
+        settings_of({}, ["chip=H1000"])
+    with pytest.raises(SettingsError, match=r"node_fabric=nvlink 4: there are auto.* nvlink4"):
+        settings_of({}, ["node_fabric=nvlink 4"])
+    assert settings_of({}, ["chip=H100", "cluster_fabric=infiniband_ndr"]).chip == "H100"
+
+
+def test_the_largest_message_that_is_asked_for_is_sent():
+    sizes = CollectiveProbeSettings(min_kib=1, max_mib=8192, size_factor=4).sizes_bytes()
+    assert sizes[-2:] == (4 * 2**30, 8 * 2**30)
+    assert CollectiveProbeSettings(min_kib=1, max_mib=1, size_factor=4).sizes_bytes()[-1] == 2**20
+
+
+def test_a_soak_that_its_job_has_no_time_for_is_refused():
+    pool = {"time_limit_minutes": 20}
+    with pytest.raises(ValueError, match="soak_minutes=120 does not fit"):
+        ClusterCheck(stages=("inventory", "endurance"), soak_minutes=120, pool=pool)
+    ClusterCheck(soak_minutes=120, pool=pool)
+
+
+@pytest.mark.parametrize(
+    ("state", "said", "becomes"),
+    [
+        (JobState.QUEUED, "Resources", "yielded"),
+        (JobState.PREEMPTED, "Slurm says PREEMPTED", "yielded"),
+        (JobState.PREEMPTED, "Slurm says NODE_FAIL", "failed"),
+        (JobState.CANCELLED, "CANCELLED by 1000", "error"),
+        (JobState.FAILED, "rank 1: boom", "failed"),
+    ],
+)
+def test_only_what_the_cluster_did_is_held_against_it(monkeypatch, tmp_path, state, said, becomes):
+    def end(run, name, job):
+        raise JobFailed("job", state, JobError(said, kind=FailureKind.LOST))
+
+    monkeypatch.setattr(check_cluster, "run_stage", end)
+    monkeypatch.setattr(check_cluster, "get_run_logger", lambda: logging.getLogger("test"))
+    (tmp_path / "001").mkdir()
+    (tmp_path / "001" / "spec.json").write_text("{}")
+    job = SimpleNamespace(folder=tmp_path, num_nodes=2, processes_per_node=1)
+    outcome = check_cluster._run_job(None, "devices", job)
+    assert outcome.state == becomes
+    assert said in outcome.error
+
+
+def test_without_mlflow_a_verdict_is_given_and_says_what_is_not_known(monkeypatch):
+    def away(query, limit):
+        raise MlflowException("API request failed: connection refused")
+
+    monkeypatch.setattr(check_cluster, "get_run_logger", lambda: logging.getLogger("test"))
+    run = SimpleNamespace(tracking=SimpleNamespace(earlier_runs=away))
+    found, problem = check_cluster._earlier(run, "query")
+    assert found == []
+    assert "no history to compare with (API request failed" in problem
+
+
+def test_verdicts_are_compared_between_checks_of_the_same_limits_only():
+    nightly = ClusterCheck()
+    assert check_cluster.asked(nightly) == check_cluster.asked(nightly.model_copy(update={"cluster": "other"}))
+    assert check_cluster.asked(nightly) != check_cluster.asked(ClusterCheck(thresholds={"profile": "reference"}))
+    assert check_cluster.asked(nightly) != check_cluster.asked(ClusterCheck(stages=("inventory",)))
+
+
+def test_what_has_drifted_is_kept_out_of_the_next_history():
+    cluster = Cluster()
+    (before,) = [p for p in cluster.evidence.placed() if p.figure.name == "training_tokens_per_s_per_gpu"]
+    cluster.history = {history_key(before): [12000.0] * 6}
+    cluster.training = [
+        f.model_copy(update={"value": 10500.0}) if f.name == before.figure.name else f for f in cluster.training
+    ]
+    report = build_report(cluster.evidence, "run", 0.0, 1.0)
+    assert check_cluster.drifted_keys(report) == [history_key(before)]

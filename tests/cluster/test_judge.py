@@ -4,7 +4,7 @@ import pytest
 
 from tasks.cluster.evidence import history_key
 from tasks.cluster.judge import references_of, status_of, suspects_of
-from tasks.contracts.cluster_report import Problem, StageOutcome, Status
+from tasks.contracts.cluster_report import Figure, Problem, StageOutcome, Status
 from tasks.contracts.cluster_settings import ClusterCheck
 from tasks.contracts.deployments import deployment_values
 from tasks.hardware.reference import chip_of
@@ -192,10 +192,23 @@ def test_a_port_that_is_down_is_named_with_its_adapter():
     assert cluster.bad()["inventory/link_state"].culprits == ("host-1/mlx5_4",)
 
 
-def test_a_clock_that_is_off_names_its_node():
-    cluster = Cluster()
-    cluster.figure("inventory", "clock_ahead_s", -3.0, *range(8, 16))
+def test_a_clock_that_is_off_names_its_node_even_where_the_others_are_told_against_it():
+    cluster = Cluster(num_nodes=3, width=2)
+    cluster.figure("inventory", "clock_ahead_s", -3.0, 2, 3)
     assert cluster.bad()["inventory/clock_skew"].culprits == ("host-1",)
+    # Rank 0's own, seen from which all others are off.
+    cluster.figure("inventory", "clock_ahead_s", -3.0, *range(2, 6))
+    finding = cluster.bad()["inventory/clock_skew"]
+    assert finding.culprits == ("host-0",)
+    assert finding.value == 3.0
+
+
+def test_of_two_clocks_neither_is_known_to_be_right():
+    cluster = Cluster()
+    cluster.figure("inventory", "clock_ahead_s", -1.5, *range(8, 16))
+    assert cluster.bad()["inventory/clock_skew"].culprits == ("host-0", "host-1")
+    cluster.figure("inventory", "clock_ahead_s", -0.5, *range(8, 16))
+    assert "inventory/clock_skew" not in cluster.bad()
 
 
 def test_throttling_fails_although_the_figure_is_good_enough():
@@ -393,3 +406,182 @@ def test_cards_with_other_memory_or_power_are_not_held_against_the_sxm_ones():
     assert chip_of("NVIDIA A100-SXM4-80GB").name == "A100"
     for name in ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB", "NVIDIA H100 PCIe", "NVIDIA H100 NVL"):
         assert chip_of(name) is None
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "value"),
+    [
+        ("devices", "matrix_product_float32_tflops_per_s", 5.0),
+        ("devices", "device_to_host_gbytes_per_s", 40.0),
+        ("devices", "memory_copy_gbytes_per_s", 2500.0),
+    ],
+)
+def test_one_of_two_nodes_that_is_slow_as_a_whole_is_named(stage, name, value):
+    cluster = Cluster()
+    cluster.figure(stage, name, value, *range(8, 16))
+    finding = cluster.bad()[f"{stage}/{name}"]
+    assert finding.status is Status.FAIL
+    assert set(finding.culprits) == {f"host-1/gpu{i}" for i in range(8)}
+
+
+def test_chips_that_differ_a_little_each_are_no_two_groups():
+    cluster = Cluster()
+    for rank in range(16):
+        cluster.figure("devices", "device_to_host_gbytes_per_s", 55.0 - 0.9 * rank, rank)
+    assert cluster.bad() == {}
+
+
+def test_another_version_in_one_process_of_several_names_its_node():
+    cluster = Cluster()
+    cluster.own_versions = {"torch": "2.13.0"}
+    cluster.fact("inventory", "torch", "2.12.0", 8)
+    finding = cluster.bad()["inventory/equal_torch"]
+    assert finding.culprits == ("host-1",)
+    assert "2.12.0 and 2.13.0" in finding.detail
+
+
+def pairs_of(cluster: Cluster, speed: float) -> None:
+    cluster.figure("collectives", "pair_gbytes_per_s", speed)
+
+
+def test_pairs_inside_a_node_have_a_floor_and_a_limit_of_their_own():
+    cluster = Cluster(num_nodes=1)
+    pairs_of(cluster, 390.0)
+    assert cluster.bad() == {}
+    pairs_of(cluster, 200.0)
+    assert cluster.bad()["collectives/pairs"].layer == "floor"
+    limited = Cluster(num_nodes=1, thresholds={"overrides": {"pair_gbytes_per_s": 1000}})
+    pairs_of(limited, 390.0)
+    finding = limited.bad()["collectives/pairs"]
+    assert (finding.limit, finding.layer) == (1000.0, "limit")
+    # A limit of 0 is one that nothing misses, and no missing limit.
+    unlimited = Cluster(num_nodes=1, thresholds={"overrides": {"pair_gbytes_per_s": 0}})
+    pairs_of(unlimited, 5.0)
+    assert unlimited.bad() == {}
+
+
+def test_routes_that_were_not_measured_fail():
+    cluster = Cluster(num_nodes=1, width=4)
+
+    def without(record):
+        return record.model_copy(update={"figures": tuple(f for f in record.figures if f.name != "pair_gbytes_per_s")})
+
+    cluster.change("collectives", without, 2)
+    finding = cluster.bad()["collectives/pairs"]
+    assert (finding.status, finding.layer) == (Status.FAIL, "presence")
+    assert "3 of 12 routes" in finding.detail
+
+
+def test_training_that_makes_little_of_the_products_fails():
+    cluster = Cluster()
+    share = Figure(name="training_share_of_product_rate", value=0.05)
+    cluster.training.append(share)
+    finding = cluster.bad()["training/training_share_of_product_rate"]
+    assert finding.limit == cluster.check.thresholds.min_share_of_product_rate
+    cluster.training[-1] = share.model_copy(update={"value": 0.6})
+    assert cluster.bad() == {}
+
+
+def test_an_ethernet_port_beside_infiniband_does_not_lower_the_floors():
+    cluster = Cluster()
+    ports = cluster.records["inventory"][0].facts["infiniband"]
+    ethernet = ports[0] | {"device": "mlx5_8", "link_layer": "Ethernet", "rate_gbits_per_s": 100.0}
+    cluster.fact("inventory", "infiniband", [*ports, ethernet], 0, 8)
+    references, _ = references_of(cluster.evidence)
+    assert references.cluster_fabric.name == "infiniband_ndr"
+    cluster.fact("inventory", "infiniband", [p | {"link_layer": "Ethernet"} for p in ports], 0, 8)
+    assert references_of(cluster.evidence)[0].cluster_fabric.name == "roce"
+
+
+def test_a_port_that_nobody_connected_is_no_fault_and_one_that_works_elsewhere_is():
+    cluster = Cluster()
+    ports = cluster.records["inventory"][0].facts["infiniband"]
+    idle = [p | {"state": "DOWN"} if p["device"] == "mlx5_7" else p for p in ports]
+    cluster.fact("inventory", "infiniband", idle, 0, 8)
+    assert "inventory/link_state" not in cluster.bad()
+    cluster.fact("inventory", "infiniband", ports, 0)
+    assert cluster.bad()["inventory/link_state"].culprits == ("host-1/mlx5_7",)
+    cluster.fact("inventory", "infiniband", [p | {"state": "DOWN"} for p in ports], 0, 8)
+    assert len(cluster.bad()["inventory/link_state"].culprits) == 16
+
+
+def test_too_few_adapters_on_all_nodes_alike_are_seen():
+    cluster = Cluster()
+    few = {"network": "IB", "adapters": ["mlx5_0"], "channels": {"NET/IB": 2}}
+    cluster.fact("collectives", "transport", few)
+    assert cluster.bad()["collectives/transport"].culprits == ("host-0", "host-1")
+
+
+def test_a_job_of_one_gpu_a_node_is_held_to_one_adapter():
+    cluster = Cluster(width=1, collectives={"size_factor": 1024, "min_kib": 1024})
+    cluster.figure("collectives", "all_reduce_busbw_gbytes_per_s", 45.0, only=lambda f: f.size_bytes == 1 << 30)
+    assert "collectives/all_reduce_busbw_gbytes_per_s" not in cluster.bad()
+
+
+def test_a_job_of_fewer_gpus_than_a_node_has_is_complete():
+    cluster = Cluster(width=4)
+    gpus = cluster.records["inventory"][0].facts["gpus"]
+    cluster.fact("inventory", "gpus", [*gpus, *gpus], 0, 4)
+    assert "inventory/num_gpus" not in cluster.bad()
+
+
+def test_a_check_of_processors_on_a_machine_with_gpus_is_held_to_no_gpus_floor():
+    cluster = Cluster(gpus=False)
+    cluster.fact("inventory", "gpus", [GPU])
+    references, _ = references_of(cluster.evidence)
+    assert references.chip is None or references.chip.name == "CPU"
+
+
+def test_memory_that_is_missing_and_fp8_that_one_chip_does_not_have_are_seen():
+    cluster = Cluster()
+    for rank in (0, 8):
+        cluster.change(
+            "inventory",
+            lambda r: r.model_copy(
+                update={"figures": (*r.figures, Figure(name="memory_total_gbytes", value=2000.0 if r.node else 250.0))}
+            ),
+            rank,
+        )
+    assert cluster.bad()["inventory/memory_total_gbytes"].culprits == ("host-0",)
+    fp8 = Figure(name="matrix_product_float8_tflops_per_s", value=1400.0)
+    cluster = Cluster()
+    cluster.change("devices", lambda r: r.model_copy(update={"figures": (*r.figures, fp8)}), *range(15))
+    assert cluster.bad()["devices/matrix_product_float8_tflops_per_s"].culprits == ("host-1/gpu7",)
+
+
+def test_of_those_that_were_ended_in_silence_the_ones_that_were_behind_are_named():
+    cluster = Cluster(num_nodes=1, width=4)
+    outcome = StageOutcome(
+        stage="collectives", state="failed", culprit_ranks=(2, 3), error="MissingRanks: waited 60 s for all 4 ranks"
+    )
+    cluster.outcomes["collectives"] = outcome
+    cluster.change("collectives", lambda r: r.model_copy(update={"doing": "barrier", "step": 1 if r.rank == 2 else 2}))
+    assert cluster.bad()["collectives/finished"].culprits == ("host-0/gpu2",)
+    # Two that died of their own errors are both named, whoever was behind.
+    cluster.outcomes["collectives"] = outcome.model_copy(update={"error": "CUDA error"})
+    assert cluster.bad()["collectives/finished"].culprits == ("host-0/gpu2", "host-0/gpu3")
+
+
+def test_limits_are_named_by_figures_and_not_by_other_gates():
+    cluster = Cluster(thresholds={"overrides": {"clock_skew": 5, "finished": 1}})
+    assert {"inventory/limit clock_skew", "inventory/limit finished"} <= cluster.bad().keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("infiniband", [None]), ("infiniband", 7), ("gpus", 7), ("gpus", [None]), ("torch", ["2.13"])],
+)
+def test_what_cannot_be_read_is_a_finding_and_no_end(name, value):
+    cluster = Cluster()
+    cluster.fact("inventory", name, value, 0)
+    assert any("host-0" in finding.culprits for finding in cluster.bad().values())
+
+
+def test_a_rate_and_a_peer_of_another_kind_end_nothing():
+    cluster = Cluster()
+    ports = cluster.records["inventory"][0].facts["infiniband"]
+    cluster.fact("inventory", "infiniband", [p | {"rate_gbits_per_s": "fast"} for p in ports], 0)
+    assert "inventory/equal_links" in cluster.bad()
+    odd = Figure(name="pair_gbytes_per_s", value=1.0, size_bytes=1, peer="x")
+    cluster.change("collectives", lambda r: r.model_copy(update={"figures": (*r.figures, odd)}), 3)
+    assert cluster.findings()

@@ -13,7 +13,7 @@ def speeds(num_nodes: int, width: int) -> dict[tuple[str, str], float]:
 
 
 def blamed(found: dict[tuple[str, str], float], floor: float | None = None) -> list[str]:
-    return [culprit.place for culprit in localise(slow_routes(found, floor, THRESHOLDS), list(found))]
+    return [culprit.place for culprit in localise(slow_routes(found, None, floor, THRESHOLDS), list(found))]
 
 
 def test_pairs_that_are_alike_blame_nobody():
@@ -33,7 +33,7 @@ def test_a_rail_is_named_by_its_gpu_when_only_the_way_to_other_nodes_is_slow():
     for a, b in found:
         if "n1/gpu2" in (a, b) and a[:2] != b[:2]:
             found[a, b] /= 3
-    culprit, *others = localise(slow_routes(found, None, THRESHOLDS), list(found))
+    culprit, *others = localise(slow_routes(found, None, None, THRESHOLDS), list(found))
     assert (culprit.place, others) == ("n1/gpu2", [])
     assert "rail" in culprit.action
 

@@ -50,6 +50,10 @@ def test_prometheus_text_is_well_formed(report):
     assert all(line.startswith("# ") or SAMPLE.match(line) for line in lines), next(
         line for line in lines if not line.startswith("# ") and not SAMPLE.match(line)
     )
+    # A node's clock and memory are told by each of its processes; Prometheus refuses a file with a series twice.
+    series = [line.rpartition(" ")[0] for line in lines if not line.startswith("#")]
+    assert len(series) == len(set(series))
+    assert any("clock_ahead_s" in line for line in series)
     assert 'proving_ground_cluster_check_status{cluster="cluster",verdict="FAIL"} 1' in lines
     assert 'proving_ground_cluster_check_status{cluster="cluster",verdict="PASS"} 0' in lines
 

@@ -41,3 +41,8 @@ def test_a_rank_with_an_error_of_its_own_is_to_blame():
 def test_where_nothing_was_recorded_nobody_is_accused():
     assert blamed_ranks({0: [], 1: []}, 2) == []
     assert blamed_ranks({0: [failure(0, -15, "")], 1: [ENDED]}, 2) == []
+
+
+def test_of_a_node_with_several_ranks_only_the_one_that_said_nothing_is_blamed():
+    had_waited = failure(3, -15, "MissingRanks: waited 60 s for all 4 ranks before all_reduce")
+    assert blamed_ranks({0: [WAITED, failure(1, 1, WAITED["message"]), failure(2, -15, ""), had_waited]}, 4) == [2]
