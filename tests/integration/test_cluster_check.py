@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
+from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
 from flows.local_stack import REPOSITORY
 from tasks.contracts.cluster_report import Report, Status
 from tasks.contracts.files import read_json
-from tests.faults.cluster import SMALL
+from tests.faults.cluster import FAULTS, SMALL, check_once, problem_of
 from tests.processes import processes_under
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
@@ -114,3 +115,17 @@ def test_gpus_that_are_not_there_are_refused_before_anything_is_started(check):
     code, output = check("no-gpus", "pool.gpus=true", "pool.processes_per_node=8")
     assert code == 2, output
     assert "2 nodes x 8 processes need 16 GPUs and this machine shows" in output
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_each_fault_through_the_whole_flow_is_caught_and_the_first_suspect_is_who_did_it(
+    kind, checks, stack, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stack.mlflow)
+    monkeypatch.chdir(REPOSITORY)
+    # Its log would go on to the server when that has ended.
+    with temporary_settings({PREFECT_API_URL: stack.prefect_api, PREFECT_LOGGING_TO_API_ENABLED: False}):
+        report, _ = check_once(checks, f"injected-{kind}", kind, node=1)
+    assert problem_of(report, kind, node=1) == ""
+    assert report.injected is not None
+    assert not processes_under(checks)
