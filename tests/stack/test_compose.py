@@ -94,6 +94,31 @@ def test_images_are_pinned_run_as_a_user_and_copy_what_exists(name):
     assert all("-c constraints.txt" in install for install in installs)
 
 
+def copied_by(dockerfile: str) -> set[str]:
+    """Files and folders of ours that an image has."""
+    lines = (DOCKER / dockerfile).read_text().splitlines()
+    copies = [line.split()[1:-1] for line in lines if line.startswith("COPY") and "--from" not in line]
+    return {source for sources in copies for source in sources}
+
+
+def test_files_that_a_service_is_told_to_read_are_in_its_image():
+    built = {
+        service["image"]: service["build"]["dockerfile"]
+        for service in COMPOSE["services"].values()
+        if "build" in service
+    }
+    found = set()
+    for name, service in read_compose({}).items():
+        if COMPOSE["services"][name]["image"] not in built:
+            continue
+        dockerfile = Path(built[COMPOSE["services"][name]["image"]]).name
+        words = " ".join([*service.command, *service.environment.values()])
+        for path in re.findall(r"\binfra/[\w./-]+", words):
+            found.add(path)
+            assert path in copied_by(dockerfile), f"{name} reads {path}, which {dockerfile} does not copy"
+    assert "infra/docker/site.yaml" in found
+
+
 def test_the_flows_image_has_no_torch():
     text = (DOCKER / "Dockerfile.flows").read_text()
     assert "train" not in re.findall(r"'\.\[([^\]]*)\]'", text)[0]
