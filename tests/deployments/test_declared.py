@@ -1,6 +1,7 @@
 """Every deployment against the code it starts, and the sites' files against the deployments."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,20 @@ def test_a_site_with_an_unknown_entry_is_refused(tmp_path):
     file.write_text("workpool: gpu")
     with pytest.raises(SettingsError, match="workpool"):
         read_site(file)
+
+
+def test_flow_pods_mount_whatever_their_site_says_of_storage():
+    # Their root is read-only, and preflight makes these folders before anything else.
+    pod = kubernetes_template()["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    mounted = [mount["mountPath"] for mount in container["volumeMounts"]]
+    site = read_site(REPOSITORY / "infra/kubernetes/site.yaml")
+    folders = [o.split("=", 1)[1] for o in site.overrides if re.match(r"storage\.(shared|logs|scratch)=", o)]
+    folders += [values["storage"] for values in site.parameters.values() if "storage" in values]
+    assert len(folders) >= 3
+    for folder in folders:
+        assert any(Path(folder).is_relative_to(path) for path in mounted), f"{folder} is on no mount: {mounted}"
 
 
 def test_flow_pods_pass_pod_security_restricted():
