@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid4
 
 from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -89,6 +90,14 @@ def undeclared(client: SyncPrefectClient, declared: list[Declared]) -> list[str]
     flows = {flow.id: flow.name for flow in client.read_flows() if flow.name in ours}
     found = [f"{flows[d.flow_id]}/{d.name}" for d in client.read_deployments() if d.flow_id in flows]
     return sorted(set(found) - names)
+
+
+def undeclared_automations(client: SyncPrefectClient) -> list[tuple[str, UUID]]:
+    """Names and ids of automations on the server that are named as ours are, and that no file declares any more."""
+    ours = [*reconciling(uuid4(), HEARTBEAT_S), *telling(uuid4())]
+    names = {automation.name for automation in ours}
+    forms = tuple({f"{name.partition(':')[0]}: " for name in names})
+    return [(a.name, a.id) for a in client.read_automations() if a.name.startswith(forms) and a.name not in names]
 
 
 def _work_pool(client: SyncPrefectClient, pool: WorkPool) -> Iterator[Change]:
@@ -244,6 +253,10 @@ def deploy(site: Site, *, is_dry_run: bool) -> int:
                 change.make()
         for name in undeclared(client, declared):
             print(f"? deployment {name} is on the server and in no file; left alone (prefect deployment delete {name})")
+        for name, number in undeclared_automations(client):
+            print(
+                f"? automation {name!r} is on the server and in no file; left alone (prefect automation delete --id {number})"
+            )
     told = "" if WEBHOOK_VARIABLE in os.environ else f"; nobody is told of failures: {WEBHOOK_VARIABLE} is not set"
     print(f"{count} {'to change' if is_dry_run else 'changed'}, {len(declared)} deployments{told}")
     return count
