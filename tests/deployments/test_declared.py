@@ -111,6 +111,28 @@ def test_the_example_sites_fit_the_deployments(file):
     assert demo.pool.backend == "local"
 
 
+@pytest.mark.parametrize("file", [None, "infra/slurm/site.yaml", "infra/kubernetes/site.yaml"])
+def test_no_training_waits_for_ever_and_the_nightly_check_gives_way_everywhere(file):
+    found = {d.full_name: d.fields["parameters"] for d in read_declared(read_site(file and REPOSITORY / file))}
+    for name in ("poc", "poc-reference", "poc-qwen2-7b", "scheduled"):
+        assert found[f"finetune/{name}"]["experiment"]["pool"]["queue_limit_minutes"] == 720
+    assert found["cluster-check/nightly"]["check"]["pool"]["queue_limit_minutes"] == 15
+
+
+def test_the_kubernetes_example_asks_for_nothing_that_a_plain_cluster_lacks():
+    # A queue without Kueue suspends every job, a Secret that nobody made keeps every pod from starting.
+    file = REPOSITORY / "infra/kubernetes/site.yaml"
+    [poc] = [d for d in read_declared(read_site(file)) if d.full_name == "finetune/poc"]
+    kubernetes = read_experiment(poc.fields["parameters"]["experiment"]).pool.kubernetes
+    assert (kubernetes.queue, dict(kubernetes.secret_env)) == (None, {})
+    # Each can be taken in, and what it names is what the overlays and the runbook make.
+    [queue] = re.findall(r"# - pool\.kubernetes\.queue=(\S+)", file.read_text())
+    queues = yaml.safe_load_all((REPOSITORY / "infra/kubernetes/kueue/queues.yaml").read_text())
+    assert queue in [o["metadata"]["name"] for o in queues if o["kind"] == "LocalQueue"]
+    [secret] = re.findall(r"# - \"pool\.kubernetes\.secret_env=.*name: (\w+)", file.read_text())
+    assert f"create secret generic {secret} " in (REPOSITORY / "docs/runbook.md").read_text()
+
+
 def test_a_site_that_names_what_is_no_deployment_is_refused():
     with pytest.raises(SettingsError, match="finetune/nightly"):
         read_declared(Site(active_schedules=("finetune/nightly",)))
