@@ -1,7 +1,7 @@
 """What the Prefect server does by itself: takes over runs that were left, and tells people what they must know.
 
 A flow that is killed hard leaves its job behind. Its worker, if that still lives, says that it crashed; without one the run
-stays "Running". Flow runs of deployments send heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY, in seconds). After a crash, and
+stays "Running". Flow runs of deployments send heartbeats, as often as the site says (``heartbeat_s``). After a crash, and
 where heartbeats stay away, ``reconcile`` takes the run over or ends it.
 
 People are told through one webhook (Slack, Mattermost, or whatever takes ``{"text": ...}``), whose address is a secret: it

@@ -24,7 +24,6 @@ from prefect.client.schemas.objects import ConcurrencyOptions
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import get_current_settings
 
 from deployments.automations import (
     RECONCILE,
@@ -43,8 +42,6 @@ from deployments.work_pools import WorkPool, work_pools
 from tasks.contracts.overrides import SettingsError, dotted
 
 DONE, NO_SERVER, BAD_PARAMETERS = 0, 1, 2
-HEARTBEAT_S = 30
-"""Of flow runs, where the setting is empty here; workers must be started with PREFECT_FLOWS_HEARTBEAT_FREQUENCY set as well."""
 FORM = "parameter_openapi_schema"
 LONG = 60
 """Characters of a value in a difference; the parameters' schema is a hundred thousand."""
@@ -81,7 +78,7 @@ def changes(client: SyncPrefectClient, declared: list[Declared], site: Site) -> 
         yield from _work_pool(client, pool)
     for deployment in declared:
         yield from _deployment(client, deployment)
-    yield from _automations(client)
+    yield from _automations(client, site)
 
 
 def undeclared(client: SyncPrefectClient, declared: list[Declared]) -> list[str]:
@@ -94,7 +91,7 @@ def undeclared(client: SyncPrefectClient, declared: list[Declared]) -> list[str]
 
 def undeclared_automations(client: SyncPrefectClient) -> list[tuple[str, UUID]]:
     """Names and ids of automations on the server that are named as ours are, and that no file declares any more."""
-    ours = [*reconciling(uuid4(), HEARTBEAT_S), *telling(uuid4())]
+    ours = [*reconciling(uuid4(), Site().heartbeat_s), *telling(uuid4())]
     names = {automation.name for automation in ours}
     forms = tuple({f"{name.partition(':')[0]}: " for name in names})
     return [(a.name, a.id) for a in client.read_automations() if a.name.startswith(forms) and a.name not in names]
@@ -179,14 +176,14 @@ def _register(client: SyncPrefectClient, deployment: Declared) -> None:
     )
 
 
-def _automations(client: SyncPrefectClient) -> Iterator[Change]:
+def _automations(client: SyncPrefectClient, site: Site) -> Iterator[Change]:
     try:
         reconcile_id = client.read_deployment_by_name(RECONCILE).id
     except ObjectNotFound:
         # Of a dry run against a new server: what it would refer to is not there yet.
         yield Change(f"automations with {RECONCILE}", None, {}, lambda: None)
         return
-    wanted = reconciling(reconcile_id, get_current_settings().flows.heartbeat_frequency or HEARTBEAT_S)
+    wanted = reconciling(reconcile_id, site.heartbeat_s)
     if address := os.environ.get(WEBHOOK_VARIABLE):
         yield from _webhook(address)
         # In a dry run it is not there yet, and what would refer to it cannot be compared.

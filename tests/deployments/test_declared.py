@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from deployments.declared import PREFECT_YAML, REPOSITORY, Site, read_declared, read_site
 from deployments.deploy import FORM, Change
@@ -97,6 +98,17 @@ def test_schedules_wait_for_a_site_to_switch_them_on(declared):
     assert [entry["active"] for entry in declared["finetune/scheduled"].fields["schedules"]] == [False]
     switched = {d.full_name: d for d in read_declared(Site(active_schedules=("finetune/scheduled",)))}
     assert [entry["active"] for entry in switched["finetune/scheduled"].fields["schedules"]] == [True]
+
+
+def test_heartbeats_are_the_sites_whatever_shell_deploys_and_whatever_starts_the_worker(monkeypatch):
+    monkeypatch.setenv("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "180")
+    site = Site(heartbeat_s=60, job_variables={"image": "ours", "env": {"HF_HUB_OFFLINE": "1"}})
+    for deployment in read_declared(site):
+        variables = deployment.fields["job_variables"]
+        assert variables["env"] == {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60", "HF_HUB_OFFLINE": "1"}
+        assert variables["image"] == "ours"
+    with pytest.raises(ValidationError, match="greater than or equal to 30"):
+        Site(heartbeat_s=10)
 
 
 @pytest.mark.parametrize("file", ["infra/slurm/site.yaml", "infra/kubernetes/site.yaml"])
