@@ -38,7 +38,8 @@ class Site(Settings):
     parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Parameters that replace those of single deployments, as `{reconcile/left-runs: {storage: /shared/storage}}`."""
     active_schedules: tuple[str, ...] = ()
-    """Deployments whose schedules are switched on, as `finetune/scheduled`; all others keep what prefect.yaml says."""
+    """Deployments whose schedules are switched on, as `finetune/scheduled`. All others begin as prefect.yaml says and stay as
+    somebody switches them on the server."""
     job_variables: dict[str, Any] = Field(default_factory=dict)
     """Job variables of every deployment, as `image`; never a secret."""
     heartbeat_s: int = Field(default=30, ge=30)

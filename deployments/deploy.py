@@ -12,7 +12,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -59,7 +59,7 @@ class Change:
     def __str__(self) -> str:
         if self.before is None:
             return f"+ {self.what}"
-        before, after = dotted(self.before), dotted(self.after)
+        before, after = dotted(_numbered(self.before)), dotted(_numbered(self.after))
         differing = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
         # Of the form, which follows from the code, a line a field would hide what somebody decided.
         of_form = sum(name.startswith(FORM) for name in differing)
@@ -72,12 +72,21 @@ class Change:
         return "\n".join([f"~ {self.what}", *lines])
 
 
+def _numbered(value: Any) -> Any:
+    """The same with mappings by number for lists of mappings, so that each of their fields has a line of its own."""
+    if isinstance(value, Mapping):
+        return {key: _numbered(item) for key, item in value.items()}
+    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        return {str(number): _numbered(item) for number, item in enumerate(value)}
+    return value
+
+
 def changes(client: SyncPrefectClient, declared: list[Declared], site: Site) -> Iterator[Change]:
     """What is to be done, in an order in which each finds what it refers to once those before it were made."""
     for pool in work_pools():
         yield from _work_pool(client, pool)
     for deployment in declared:
-        yield from _deployment(client, deployment)
+        yield from _deployment(client, deployment, site)
     yield from _automations(client, site)
 
 
@@ -120,7 +129,7 @@ def _work_pool(client: SyncPrefectClient, pool: WorkPool) -> Iterator[Change]:
         yield Change(f"work pool {pool.name}", before, after, lambda: client.update_work_pool(pool.name, update))
 
 
-def _deployment(client: SyncPrefectClient, deployment: Declared) -> Iterator[Change]:
+def _deployment(client: SyncPrefectClient, deployment: Declared, site: Site) -> Iterator[Change]:
     what = f"deployment {deployment.full_name}"
     try:
         known = client.read_deployment_by_name(deployment.full_name)
@@ -128,8 +137,17 @@ def _deployment(client: SyncPrefectClient, deployment: Declared) -> Iterator[Cha
         yield Change(what, None, deployment.fields, lambda: _register(client, deployment))
         return
     before = _as_known(known)
+    if deployment.full_name not in site.active_schedules:
+        schedules = as_switched(deployment.fields["schedules"], before["schedules"])
+        deployment = replace(deployment, fields={**deployment.fields, "schedules": schedules})
     if before != deployment.fields:
         yield Change(what, before, deployment.fields, lambda: _register(client, deployment))
+
+
+def as_switched(wanted: list[dict[str, Any]], known: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Schedules that no site names stay as a person switched them on the server."""
+    is_active = {(entry["cron"], entry["timezone"]): entry["active"] for entry in known}
+    return [{**entry, "active": is_active.get((entry["cron"], entry["timezone"]), entry["active"])} for entry in wanted]
 
 
 def _as_known(known: DeploymentResponse) -> dict[str, Any]:

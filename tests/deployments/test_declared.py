@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from deployments.declared import PREFECT_YAML, REPOSITORY, Site, read_declared, read_site
-from deployments.deploy import FORM, Change
+from deployments.deploy import FORM, Change, as_switched
 from deployments.work_pools import kubernetes_template
 from tasks.contracts.overrides import SettingsError, read_experiment
 from tasks.training.plan import plan_training
@@ -189,6 +189,20 @@ def test_a_changed_form_is_one_line_of_the_difference():
         "    the form: 3 entries changed with the code's settings",
         "    version: 1 -> 2",
     ]
+
+
+def test_a_schedule_that_no_site_names_stays_as_somebody_switched_it():
+    weekly = {"cron": "0 2 * * 0", "timezone": "Europe/Amsterdam", "active": False}
+    assert as_switched([weekly], [weekly | {"active": True}]) == [weekly | {"active": True}]
+    assert as_switched([weekly], []) == [weekly]
+    assert as_switched([weekly | {"cron": "0 3 * * 0"}], [weekly | {"active": True}])[0]["active"] is False
+
+
+def test_a_changed_schedule_shows_what_changes_and_nothing_else():
+    weekly = {"cron": "0 2 * * 0", "timezone": "Europe/Amsterdam", "active": False}
+    before, after = {"schedules": [weekly]}, {"schedules": [weekly | {"active": True}]}
+    told = str(Change("deployment finetune/scheduled", before, after, lambda: None))
+    assert told.splitlines() == ["~ deployment finetune/scheduled", "    schedules.0.active: False -> True"]
 
 
 def test_a_site_reaches_cluster_checks_and_where_files_lie_reaches_everything():

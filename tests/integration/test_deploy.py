@@ -62,3 +62,9 @@ def test_a_site_changes_the_deployments_that_have_the_gpus(client, capsys):
     assert "deployment finetune/demo" not in said
     assert [s.active for s in client.read_deployment_by_name("finetune/scheduled").schedules] == [True]
     assert deploy(site, is_dry_run=False) == 0
+
+    # One that a person switched on, and no site names, is left as it is.
+    nightly = client.read_deployment_by_name("cluster-check/nightly")
+    client.update_deployment_schedule(nightly.id, nightly.schedules[0].id, active=True)
+    assert deploy(site, is_dry_run=False) == 0
+    assert [s.active for s in client.read_deployment_by_name("cluster-check/nightly").schedules] == [True]
