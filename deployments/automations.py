@@ -1,7 +1,7 @@
 """What the Prefect server does by itself: takes over runs that were left, and tells people what they must know.
 
 A flow that is killed hard leaves its job behind. Its worker, if that still lives, says that it crashed; without one the run
-stays "Running". Flow runs of deployments send heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY, in seconds). After a crash, and
+stays "Running". Flow runs of deployments send heartbeats, as often as the site says (``heartbeat_s``). After a crash, and
 where heartbeats stay away, ``reconcile`` takes the run over or ends it.
 
 People are told through one webhook (Slack, Mattermost, or whatever takes ``{"text": ...}``), whose address is a secret: it
@@ -15,10 +15,11 @@ from uuid import UUID
 from prefect.automations import Automation
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.events.actions import RunDeployment, SendNotification
-from prefect.events.schemas.automations import EventTrigger, Posture, SequenceTrigger
+from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from pydantic_core import to_jsonable_python
 
+from tasks.contracts.cluster_report import BAD_END_STATES
 from tasks.lease import STALE_AFTER_S
 
 RECONCILE = "reconcile/left-runs"
@@ -29,13 +30,12 @@ AFTER_CRASH = timedelta(seconds=STALE_AFTER_S + 30)
 """Until a lease on another machine has run out; a person may retry the run before."""
 ANY_RUN = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
 OUR_RUNS = ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": "finetune"})
-CHECKS = ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": "cluster-check"})
+CLUSTERS = ResourceSpecification({"prefect.resource.id": "proving-ground.cluster.*"})
 TOLD = ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": ["finetune", "cluster-check"]})
-BAD_ENDS = {"prefect.flow-run.Failed", "prefect.flow-run.GatesFailed", "prefect.flow-run.TimedOut"}
-"""By the states' names, ours among them; a crash is told apart, because it may be taken over."""
-GOOD_ENDS = {"prefect.flow-run.Completed"}
-BETWEEN_CHECKS = timedelta(days=8)
-"""Two ends of the cluster check further apart are no change from one to the next; a weekly one counts."""
+BAD_ENDS = {
+    f"prefect.flow-run.{state}" for state in ("Failed", "TimedOut", "Crashed", "GatesFailed", *BAD_END_STATES.values())
+}
+"""By the states' names, which are what Prefect's events are called by; ours among them."""
 
 
 def reconciling(reconcile_id: UUID, heartbeat_s: float) -> list[Automation]:
@@ -83,26 +83,27 @@ def telling(webhook_id: UUID) -> list[Automation]:
         Automation(
             name="tell: a run failed",
             description="A fine-tuning run or a cluster check ended with an error or without meeting its gates.",
-            trigger=_on(BAD_ENDS | {"prefect.flow-run.Crashed"}, TOLD),
+            trigger=_on(BAD_ENDS, TOLD),
             actions=[tell],
         ),
         Automation(
-            name="tell: the cluster passes its check again",
-            description="The verdict changed from one cluster check to the next, for the better.",
-            trigger=SequenceTrigger(
-                triggers=[_on(BAD_ENDS, CHECKS), _on(GOOD_ENDS, CHECKS)],
-                within=BETWEEN_CHECKS,
+            name="tell: a cluster's verdict changed",
+            description="A cluster check came to another verdict than the one before it, for the better or the worse.",
+            # The check's own event: a flow run's end does not tell PASS from WARN.
+            trigger=EventTrigger(
+                posture=Posture.Reactive,
+                expect={"cluster-check.verdict-changed"},
+                match=CLUSTERS,
+                for_each={"prefect.resource.id"},
+                threshold=1,
             ),
-            actions=[tell],
-        ),
-        Automation(
-            name="tell: the cluster no longer passes its check",
-            description="The verdict changed from one cluster check to the next, for the worse.",
-            trigger=SequenceTrigger(
-                triggers=[_on(GOOD_ENDS, CHECKS), _on(BAD_ENDS, CHECKS)],
-                within=BETWEEN_CHECKS,
-            ),
-            actions=[tell],
+            actions=[
+                SendNotification(
+                    block_document_id=webhook_id,
+                    subject="cluster {{ event.resource.name }}: {{ event.payload.before }} -> {{ event.payload.after }}",
+                    body="{{ event.payload.statement }}\ncheck {{ event.payload.run }}",
+                )
+            ],
         ),
         Automation(
             name="tell: a run's heartbeats stay away",

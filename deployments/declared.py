@@ -38,9 +38,12 @@ class Site(Settings):
     parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Parameters that replace those of single deployments, as `{reconcile/left-runs: {storage: /shared/storage}}`."""
     active_schedules: tuple[str, ...] = ()
-    """Deployments whose schedules are switched on, as `finetune/scheduled`; all others keep what prefect.yaml says."""
+    """Deployments whose schedules are switched on, as `finetune/scheduled`. All others begin as prefect.yaml says and stay as
+    somebody switches them on the server."""
     job_variables: dict[str, Any] = Field(default_factory=dict)
     """Job variables of every deployment, as `image`; never a secret."""
+    heartbeat_s: int = Field(default=30, ge=30)
+    """How often a flow run says that it lives; after three that stay away it is taken over. Prefect sends none more often."""
 
 
 class _Entry(BaseModel):
@@ -143,7 +146,7 @@ def _declare(entry: _Entry, site: Site) -> Declared:
             "tags": sorted(entry.tags),
             "entrypoint": entry.entrypoint,
             "work_pool_name": site.work_pool if entry.work_pool["name"] == "local" else entry.work_pool["name"],
-            "job_variables": entry.work_pool.get("job_variables", {}) | site.job_variables,
+            "job_variables": _job_variables(entry, site),
             "parameters": parameters,
             "schedules": [_schedule(values, is_active=is_active) for values in entry.schedules],
             "concurrency_limit": limit["limit"] if isinstance(limit, dict) else limit,
@@ -152,6 +155,13 @@ def _declare(entry: _Entry, site: Site) -> Declared:
             "parameter_openapi_schema": parameter_schema(flow).model_dump_for_openapi(),
         },
     )
+
+
+def _job_variables(entry: _Entry, site: Site) -> dict[str, Any]:
+    """Among them the heartbeats that the automations count on, whatever the worker was started with."""
+    variables: dict[str, Any] = entry.work_pool.get("job_variables", {}) | site.job_variables
+    heartbeats = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(site.heartbeat_s)}
+    return variables | {"env": heartbeats | variables.get("env", {})}
 
 
 def _overrides(site: Site, entry: _Entry, settings: str) -> list[str]:

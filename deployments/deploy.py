@@ -12,9 +12,10 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid4
 
 from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -23,7 +24,6 @@ from prefect.client.schemas.objects import ConcurrencyOptions
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import get_current_settings
 
 from deployments.automations import (
     RECONCILE,
@@ -42,8 +42,6 @@ from deployments.work_pools import WorkPool, work_pools
 from tasks.contracts.overrides import SettingsError, dotted
 
 DONE, NO_SERVER, BAD_PARAMETERS = 0, 1, 2
-HEARTBEAT_S = 30
-"""Of flow runs, where the setting is empty here; workers must be started with PREFECT_FLOWS_HEARTBEAT_FREQUENCY set as well."""
 FORM = "parameter_openapi_schema"
 LONG = 60
 """Characters of a value in a difference; the parameters' schema is a hundred thousand."""
@@ -61,7 +59,7 @@ class Change:
     def __str__(self) -> str:
         if self.before is None:
             return f"+ {self.what}"
-        before, after = dotted(self.before), dotted(self.after)
+        before, after = dotted(_numbered(self.before)), dotted(_numbered(self.after))
         differing = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
         # Of the form, which follows from the code, a line a field would hide what somebody decided.
         of_form = sum(name.startswith(FORM) for name in differing)
@@ -74,13 +72,22 @@ class Change:
         return "\n".join([f"~ {self.what}", *lines])
 
 
+def _numbered(value: Any) -> Any:
+    """The same with mappings by number for lists of mappings, so that each of their fields has a line of its own."""
+    if isinstance(value, Mapping):
+        return {key: _numbered(item) for key, item in value.items()}
+    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        return {str(number): _numbered(item) for number, item in enumerate(value)}
+    return value
+
+
 def changes(client: SyncPrefectClient, declared: list[Declared], site: Site) -> Iterator[Change]:
     """What is to be done, in an order in which each finds what it refers to once those before it were made."""
     for pool in work_pools():
         yield from _work_pool(client, pool)
     for deployment in declared:
-        yield from _deployment(client, deployment)
-    yield from _automations(client)
+        yield from _deployment(client, deployment, site)
+    yield from _automations(client, site)
 
 
 def undeclared(client: SyncPrefectClient, declared: list[Declared]) -> list[str]:
@@ -89,6 +96,14 @@ def undeclared(client: SyncPrefectClient, declared: list[Declared]) -> list[str]
     flows = {flow.id: flow.name for flow in client.read_flows() if flow.name in ours}
     found = [f"{flows[d.flow_id]}/{d.name}" for d in client.read_deployments() if d.flow_id in flows]
     return sorted(set(found) - names)
+
+
+def undeclared_automations(client: SyncPrefectClient) -> list[tuple[str, UUID]]:
+    """Names and ids of automations on the server that are named as ours are, and that no file declares any more."""
+    ours = [*reconciling(uuid4(), Site().heartbeat_s), *telling(uuid4())]
+    names = {automation.name for automation in ours}
+    forms = tuple({f"{name.partition(':')[0]}: " for name in names})
+    return [(a.name, a.id) for a in client.read_automations() if a.name.startswith(forms) and a.name not in names]
 
 
 def _work_pool(client: SyncPrefectClient, pool: WorkPool) -> Iterator[Change]:
@@ -114,7 +129,7 @@ def _work_pool(client: SyncPrefectClient, pool: WorkPool) -> Iterator[Change]:
         yield Change(f"work pool {pool.name}", before, after, lambda: client.update_work_pool(pool.name, update))
 
 
-def _deployment(client: SyncPrefectClient, deployment: Declared) -> Iterator[Change]:
+def _deployment(client: SyncPrefectClient, deployment: Declared, site: Site) -> Iterator[Change]:
     what = f"deployment {deployment.full_name}"
     try:
         known = client.read_deployment_by_name(deployment.full_name)
@@ -122,8 +137,17 @@ def _deployment(client: SyncPrefectClient, deployment: Declared) -> Iterator[Cha
         yield Change(what, None, deployment.fields, lambda: _register(client, deployment))
         return
     before = _as_known(known)
+    if deployment.full_name not in site.active_schedules:
+        schedules = as_switched(deployment.fields["schedules"], before["schedules"])
+        deployment = replace(deployment, fields={**deployment.fields, "schedules": schedules})
     if before != deployment.fields:
         yield Change(what, before, deployment.fields, lambda: _register(client, deployment))
+
+
+def as_switched(wanted: list[dict[str, Any]], known: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Schedules that no site names stay as a person switched them on the server."""
+    is_active = {(entry["cron"], entry["timezone"]): entry["active"] for entry in known}
+    return [{**entry, "active": is_active.get((entry["cron"], entry["timezone"]), entry["active"])} for entry in wanted]
 
 
 def _as_known(known: DeploymentResponse) -> dict[str, Any]:
@@ -170,14 +194,14 @@ def _register(client: SyncPrefectClient, deployment: Declared) -> None:
     )
 
 
-def _automations(client: SyncPrefectClient) -> Iterator[Change]:
+def _automations(client: SyncPrefectClient, site: Site) -> Iterator[Change]:
     try:
         reconcile_id = client.read_deployment_by_name(RECONCILE).id
     except ObjectNotFound:
         # Of a dry run against a new server: what it would refer to is not there yet.
         yield Change(f"automations with {RECONCILE}", None, {}, lambda: None)
         return
-    wanted = reconciling(reconcile_id, get_current_settings().flows.heartbeat_frequency or HEARTBEAT_S)
+    wanted = reconciling(reconcile_id, site.heartbeat_s)
     if address := os.environ.get(WEBHOOK_VARIABLE):
         yield from _webhook(address)
         # In a dry run it is not there yet, and what would refer to it cannot be compared.
@@ -244,6 +268,10 @@ def deploy(site: Site, *, is_dry_run: bool) -> int:
                 change.make()
         for name in undeclared(client, declared):
             print(f"? deployment {name} is on the server and in no file; left alone (prefect deployment delete {name})")
+        for name, number in undeclared_automations(client):
+            print(
+                f"? automation {name!r} is on the server and in no file; left alone (prefect automation delete --id {number})"
+            )
     told = "" if WEBHOOK_VARIABLE in os.environ else f"; nobody is told of failures: {WEBHOOK_VARIABLE} is not set"
     print(f"{count} {'to change' if is_dry_run else 'changed'}, {len(declared)} deployments{told}")
     return count

@@ -17,6 +17,8 @@ NAMESPACE = PoolSettings().kubernetes.namespace
 CLAIM = "proving-ground"
 """Claim of the shared folder (infra/kubernetes/training-pool/claim.yaml), mounted at the same path as in the jobs."""
 SHARED = "/shared"
+SCRATCH = "/scratch"
+"""Empty in every flow pod; what infra/kubernetes/site.yaml names as storage.scratch."""
 MLFLOW = "http://mlflow.proving-ground-servers:5000"
 """MLflow of infra/kubernetes/base; a site with its own names it in job_variables (env)."""
 FLOW_ACCOUNT = "proving-ground-flow"
@@ -73,6 +75,8 @@ def kubernetes_template() -> dict[str, Any]:
     pod["volumes"] = [
         {"name": "shared", "persistentVolumeClaim": {"claimName": CLAIM}},
         {"name": "tmp", "emptyDir": {}},
+        # Of runs whose jobs are the flow's own processes, as the demo's; a site's storage.scratch reaches them too.
+        {"name": "scratch", "emptyDir": {}},
     ]
     # Time to write MLflow's end and to give the lease back when the run is cancelled.
     pod["terminationGracePeriodSeconds"] = 60
@@ -82,7 +86,8 @@ def kubernetes_template() -> dict[str, Any]:
         "capabilities": {"drop": ["ALL"]},
         "readOnlyRootFilesystem": True,
     }
-    container["volumeMounts"] = [{"name": "shared", "mountPath": SHARED}, {"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108
+    mounts = {"shared": SHARED, "tmp": "/tmp", "scratch": SCRATCH}  # noqa: S108
+    container["volumeMounts"] = [{"name": name, "mountPath": path} for name, path in mounts.items()]
     container["envFrom"] = [{"secretRef": {"name": SECRETS}}]
     defaults = {
         "namespace": NAMESPACE,

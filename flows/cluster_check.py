@@ -30,7 +30,7 @@ from flows.local_stack import StackError, end_as_with_ctrl_c
 from flows.preflight import check_pool
 from tasks.check_cluster import conclude, measure
 from tasks.cluster.report import terminal
-from tasks.contracts.cluster_report import Report, StageOutcome, Status
+from tasks.contracts.cluster_report import BAD_END_STATES, Report, StageOutcome, Status
 from tasks.contracts.cluster_settings import STAGES, ClusterCheck
 from tasks.contracts.deployments import deployment_values
 from tasks.contracts.files import link, read_json, write_json
@@ -84,12 +84,19 @@ def cluster_check(check: ClusterCheck, overrides: Sequence[str] = (), run: str |
         with cause_first("FAILED"):
             started.tracking.end(started.mlflow_run_id, "FAILED")
         raise
-    is_bad = report.status in (Status.FAIL, Status.ERROR)
-    started.tracking.end(started.mlflow_run_id, "FAILED" if is_bad else "FINISHED")
+    started.tracking.end(started.mlflow_run_id, "FAILED" if report.status in BAD_END_STATES else "FINISHED")
     get_run_logger().info("%s Report: %s", report.statement, folder.report / "cluster-check.html")
-    if is_bad:
-        return Failed(name=f"Check{report.status.value.title()}", message=report.statement)
-    return Completed(name="Skipped" if report.status is Status.SKIP else None, message=report.statement)
+    return end_state(report.status, report.statement)
+
+
+def end_state(status: Status, statement: str) -> State:
+    """How the flow run of a check with that verdict ends."""
+    state: State
+    if status in BAD_END_STATES:
+        state = Failed(name=BAD_END_STATES[status], message=statement)
+    else:
+        state = Completed(name="Skipped" if status is Status.SKIP else None, message=statement)
+    return state
 
 
 def run_stages(run: CheckRun) -> Report:
@@ -191,10 +198,7 @@ def _tell(state: State, folder: CheckFolder) -> int:
         print(f"\n{state.message}", file=sys.stderr)
         return INTERRUPTED
     # Told from a verdict by its name: whatever lies there is then not this check's last word.
-    is_judged = state.is_completed() or state.name in (
-        f"Check{Status.FAIL.value.title()}",
-        f"Check{Status.ERROR.value.title()}",
-    )
+    is_judged = state.is_completed() or state.name in BAD_END_STATES.values()
     if not is_judged or not path.exists():
         print(f"\nerror: the check failed: {state.message}\nlogs: {folder.jobs}", file=sys.stderr)
         return ERROR

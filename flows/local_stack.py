@@ -226,8 +226,6 @@ def main() -> int:
             environment = addresses.environment() | {
                 "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
                 "DO_NOT_TRACK": "1",
-                # A run that was killed is taken over after three of these.
-                "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
             }
             prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
             _run([sys.executable, "-m", "deployments.deploy"], environment)

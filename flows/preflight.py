@@ -127,7 +127,9 @@ def _pods(experiment: UsesPool) -> None:
 
 def _space(experiment: UsesPool) -> None:
     storage = experiment.storage
-    for name, path in (("shared", storage.shared), ("logs", storage.logs), ("scratch", storage.scratch)):
+    # Scratch is the job's machine's, and a pool's machines are others than this one.
+    scratch = storage.scratch if experiment.pool.backend == "local" else None
+    for name, path in (("shared", storage.shared), ("logs", storage.logs), ("scratch", scratch)):
         if path is None:
             continue
         folder = Path(path)

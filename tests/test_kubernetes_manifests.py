@@ -54,6 +54,13 @@ def pods() -> dict[str, dict]:
     return {name_of(key): pod for key, o in OBJECTS.items() if (pod := pod_of(o)) is not None}
 
 
+def test_postgres_is_ready_only_once_its_databases_are_made():
+    # The image's first start serves the socket alone while databases.sh runs.
+    [container] = pods()[f"StatefulSet/{SERVERS}/postgres"]["containers"]
+    command = container["readinessProbe"]["exec"]["command"]
+    assert command[command.index("-h") + 1] == "127.0.0.1"
+
+
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 @pytest.mark.parametrize("key", PLAIN, ids=name_of)
 def test_every_field_is_known_to_the_oldest_and_the_newest_kubernetes(key, version):

@@ -142,6 +142,20 @@ def test_every_query_of_a_dashboard_parses(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_alerts_have_somebody_who_tells_people_of_them():
+    settings = yaml.safe_load((FOLDER / "prometheus.yaml").read_text())
+    [manager] = settings["alerting"]["alertmanagers"]
+    assert manager["file_sd_configs"] == [{"files": ["targets/alertmanager.json"]}]
+    assert "Alertmanager" in (FOLDER / "README.md").read_text()
+
+
+def test_the_dashboard_sees_the_filesystem_of_which_the_alert_speaks():
+    [alert] = [rule["expr"] for rule in rules() if rule["alert"] == "SharedFilesystemFull"]
+    [panel] = [q for file in DASHBOARDS for q in queries(json.loads(file.read_text())) if "node_filesystem" in q]
+    mounts = set(re.findall(r"mountpoint=~?\"([^\"]+)", alert))
+    assert mounts == set(re.findall(r"mountpoint=~?\"([^\"]+)", panel)) == {"/shared|/mnt/data"}
+
+
 @needs_promtool
 def test_the_scrape_configuration_is_prometheus_own():
     done = subprocess.run(

@@ -131,6 +131,30 @@ def test_the_present_clusters_size_and_storage_are_the_defaults():
     assert "<= 5120" in text
 
 
+def test_a_quota_that_our_own_filesystem_uses_up_warns_and_stops_no_later_plan():
+    text = whole()
+    using = [
+        block for block in ("precondition", "postcondition") if re.search(rf"{block} \{{[^}}]*filesystem_free", text)
+    ]
+    assert using == []
+    [check] = hcl2.loads((FOLDER / "quotas.tf").read_text())["check"]
+    [(name, body)] = [(plain(name), body) for name, body in check.items() if not name.startswith("__")]
+    assert name == "filesystem_quota"
+    assert "local.filesystem_free_bytes" in str(body["assert"])
+
+
+def test_what_terraform_writes_beside_its_files_is_no_commit():
+    # A plan holds the state and every variable in plain text; the README's command writes it there.
+    assert "plan -out plan" in (FOLDER / "README.md").read_text()
+    names = [
+        f"infra/terraform/nebius/{name}" for name in ("plan", "our.tfplan", "terraform.tfvars", "terraform.tfstate")
+    ]
+    done = subprocess.run(["git", "check-ignore", "--no-index", *names], cwd=REPOSITORY, capture_output=True, text=True)
+    if done.returncode == 128:
+        pytest.skip("not a checkout of git")
+    assert done.stdout.split() == names
+
+
 def test_no_credential_stands_in_a_file():
     for file in [*FOLDER.iterdir()]:
         if file.is_file():

@@ -30,7 +30,7 @@ def problems(name: str, workflow: dict) -> list[str]:
         for step in job["steps"]:
             action, command = step.get("uses", ""), step.get("run", "")
             if action and not re.search(r"@(v\d|[0-9a-f]{40})", action):
-                found.append(f"{action} is not pinned")
+                found.append(f"{action} names no version")
             if action.startswith("actions/checkout") and step.get("with", {}).get("persist-credentials") is not False:
                 found.append(f"{title} leaves its token in the checkout")
             # matrix values are the file's own.
@@ -42,7 +42,7 @@ def problems(name: str, workflow: dict) -> list[str]:
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_a_workflow_is_pinned_and_may_do_the_least(name):
+def test_a_workflow_names_versions_and_may_do_the_least(name):
     assert problems(name, WORKFLOWS[name]) == []
 
 
@@ -51,7 +51,7 @@ def test_a_workflow_is_pinned_and_may_do_the_least(name):
     [
         (lambda w: w.update(permissions="write-all"), "more than read"),
         (lambda w: w["jobs"]["test"].update(permissions={"contents": "write"}), "may write"),
-        (lambda w: w["jobs"]["test"]["steps"].append({"uses": "a/b@main"}), "is not pinned"),
+        (lambda w: w["jobs"]["test"]["steps"].append({"uses": "a/b@main"}), "names no version"),
         (lambda w: w["jobs"]["test"]["steps"][0].pop("with"), "leaves its token"),
         (lambda w: w["jobs"]["test"]["steps"].append({"run": "echo ${{ github.head_ref }}"}), "into a shell"),
         (lambda w: w["jobs"]["test"]["steps"].append({"run": "make tset"}), "no target tset"),
@@ -71,6 +71,30 @@ def test_every_python_that_is_promised_is_tested_and_every_suite_runs():
     commands = " ".join(step.get("run", "") for job in jobs.values() for step in job["steps"])
     for target in ("check", "test", "demo", "test-slurm", "test-kubernetes", "stack-test"):
         assert f"make {target}" in commands
+
+
+def test_what_reads_pull_requests_may_read_them_in_a_private_repository_too():
+    job = WORKFLOWS["scan.yaml"]["jobs"]["secrets"]
+    assert any("gitleaks-action" in step.get("uses", "") for step in job["steps"])
+    assert job["permissions"] == {"contents": "read", "pull-requests": "read"}
+
+
+def test_dependabot_moves_every_kind_of_version_that_is_written_down():
+    updates = yaml.safe_load((REPOSITORY / ".github" / "dependabot.yml").read_text())["updates"]
+    watched = {entry["package-ecosystem"]: entry["directory"] for entry in updates}
+    assert watched == {"github-actions": "/", "docker": "/infra/docker", "docker-compose": "/infra/docker", "pip": "/"}
+
+
+def test_a_bare_debian_gets_what_the_local_cluster_calls():
+    # The image debian:bookworm has neither pkill nor ps.
+    script = (REPOSITORY / "infra" / "slurm" / "local-cluster.sh").read_text()
+    [commands, packages] = re.findall(r"local commands=\(([^)]*)\) packages=\(([^)]*)\)", script)[0]
+    assert {"pkill", "ps"} <= set(commands.split())
+    assert "procps" in packages.split()
+    [install] = [
+        step["run"] for step in WORKFLOWS["ci.yaml"]["jobs"]["slurm"]["steps"] if "apt-get" in step.get("run", "")
+    ]
+    assert "procps" in install.split()
 
 
 def test_build_files_of_the_images_exist_and_each_is_tested_before_it_is_pushed():

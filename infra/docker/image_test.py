@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,8 +29,11 @@ def problems(kind: str) -> Iterator[str]:
         print(f"{sys.prefix}: {size_mb:.0f} MB")
         if size_mb > SIZE_LIMIT_MB:
             yield f"its packages are {size_mb:.0f} MB and may be {SIZE_LIMIT_MB}"
-    elif not has_torch:
-        yield "has no torch"
+    else:
+        if not has_torch:
+            yield "has no torch"
+        if not Path(sysconfig.get_path("include"), "Python.h").exists():
+            yield f"has no {sysconfig.get_path('include')}/Python.h, without which Triton compiles no kernel"
     needed = {
         "flows": ["flows.finetune", "flows.reconcile", "deployments.deploy"],
         "train": ["tasks.training", "flows.finetune"],

@@ -18,6 +18,8 @@ NAMES = (
 )
 PREFECT_AUTH = "prefect_auth"
 """`user:password`, as Prefect wants it."""
+HUB_TOKEN = "hub_token"  # noqa: S105 - a file's name
+"""Of Hugging Face's hub, for gated models; empty until somebody puts theirs there."""
 
 
 def make_secrets(folder: Path) -> list[str]:
@@ -26,6 +28,7 @@ def make_secrets(folder: Path) -> list[str]:
     folder.chmod(0o700)
     wanted = {name: secrets.token_urlsafe(24) for name in NAMES}
     wanted[PREFECT_AUTH] = f"admin:{secrets.token_urlsafe(24)}"
+    wanted[HUB_TOKEN] = ""
     made = []
     for name, secret in wanted.items():
         try:

@@ -15,7 +15,7 @@ export SLURM_CONF=$folder/slurm.conf
 host=$(hostname)
 
 install_packages() {
-    local commands=(slurmctld slurmd munged sbatch) packages=(slurmctld slurmd slurm-client munge)
+    local commands=(slurmctld slurmd munged sbatch pkill ps) packages=(slurmctld slurmd slurm-client munge procps)
     if [ -n "${ACCOUNTING:-}" ]; then
         commands+=(slurmdbd mariadbd mariadb-install-db)
         packages+=(slurmdbd mariadb-server)

@@ -83,6 +83,9 @@ class Status(StrEnum):
     SKIP = "SKIP"
 
 
+BAD_END_STATES = {Status.FAIL: "CheckFail", Status.ERROR: "CheckError"}
+"""Names of the states in which a check's flow run ends; automations go by them."""
+
 Layer = Literal["presence", "correctness", "equality", "floor", "fleet", "history", "limit"]
 
 

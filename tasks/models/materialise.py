@@ -20,7 +20,7 @@ def materialise(settings: ModelSettings, storage: Path) -> Path:
         return _embedded(storage / "models")
     if is_folder(settings.name):
         return Path(settings.name).expanduser().resolve()
-    return _from_hub(settings)
+    return _from_hub(settings, storage / "models" / "hub")
 
 
 def weights_digest(folder: Path) -> str:
@@ -60,7 +60,8 @@ def _convert(gguf: Path, final: Path) -> None:
     publish_folder(temporary, final)
 
 
-def _from_hub(settings: ModelSettings) -> Path:
+def _from_hub(settings: ModelSettings, cache: Path) -> Path:
+    """The hub's library locks its cache file by file; in HOME it would be each node's or each pod's own."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -68,6 +69,7 @@ def _from_hub(settings: ModelSettings) -> Path:
         folder = snapshot_download(
             settings.name,
             revision=settings.revision,
+            cache_dir=cache,
             allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"],
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:

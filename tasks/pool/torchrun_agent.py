@@ -34,6 +34,9 @@ _requested: set[int] = set()
 def main(argv: list[str]) -> int:
     node = os.environ.get("NODE_RANK") or os.environ.get("SLURM_NODEID") or "0"
     failures_file, options = Path(argv[1].replace("{node}", node)), argv[2:]
+    if scratch := os.environ.get("TMPDIR"):
+        # Each node's own: nobody else can make it, and where it is missing Python silently takes another folder.
+        Path(scratch).mkdir(parents=True, exist_ok=True)
     # A pod has a name of its own and is told its node's.
     write_json(
         failures_file.with_name(HOST.format(node=node)),

@@ -1,12 +1,26 @@
-"""Automations as they are compared with the server's."""
+"""Automations: on what they start, and how they are compared with the server's."""
 
+import ast
+import asyncio
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from uuid import uuid4
 
+import pytest
 from prefect.automations import Automation
 from prefect.events.schemas.automations import EventTrigger, Posture, SequenceTrigger
 from prefect.events.schemas.events import ResourceSpecification
+from prefect.logging import disable_run_logger
+from prefect.server.events.jinja_filters import all_filters
+from prefect.server.events.schemas.automations import EventTrigger as ServerTrigger
+from prefect.server.events.schemas.events import ReceivedEvent
+from prefect.server.utilities.user_templates import register_user_template_filters, render_user_template
 
-from deployments.automations import shown, telling
+from deployments.automations import BAD_ENDS, shown, telling
+from flows.cluster_check import end_state
+from tasks import check_cluster
+from tasks.contracts.cluster_report import Status
+from tests.conftest import REPOSITORY
 
 
 def test_equal_sets_are_shown_alike_in_whatever_order_they_were_filled():
@@ -24,6 +38,42 @@ def test_what_was_read_back_from_json_is_shown_as_before():
     for automation in telling(uuid4()):
         again = Automation.model_validate_json(automation.model_dump_json())
         assert shown(again) == shown(automation)
+
+
+def test_every_bad_end_of_a_flow_is_told():
+    ends = {end_state(status, "").name for status in Status if not end_state(status, "").is_completed()}
+    assert ends == {"CheckFail", "CheckError"}
+    for file in sorted((REPOSITORY / "flows").glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", None) in ("Failed", "Crashed"):
+                names = [word.value for word in node.keywords if word.arg == "name"]
+                ends |= {name.value for name in names if isinstance(name, ast.Constant)} if names else {node.func.id}
+    assert {"GatesFailed", "Crashed"} <= ends
+    assert {f"prefect.flow-run.{name}" for name in ends} <= BAD_ENDS
+
+
+@pytest.mark.parametrize(("before", "after"), [("PASS", "WARN"), ("PASS", "FAIL"), ("ERROR", "PASS")])
+def test_a_changed_verdict_is_told_by_the_event_that_the_check_emits(monkeypatch, before, after):
+    emitted = {}
+    monkeypatch.setattr(check_cluster, "emit_event", lambda **values: emitted.update(values))
+    report = SimpleNamespace(
+        cluster="h100", status=Status(after), run="nightly-1", statement="3 gates say so.", suspects=[]
+    )
+    with disable_run_logger():
+        check_cluster.tell_change(report, before)
+    event = ReceivedEvent(id=uuid4(), occurred=datetime.now(UTC), received=datetime.now(UTC), **emitted)
+
+    [telling_it] = [automation for automation in telling(uuid4()) if covers(automation, event)]
+    [action] = telling_it.actions
+    register_user_template_filters(all_filters)
+    said = [asyncio.run(render_user_template(text, {"event": event})) for text in (action.subject, action.body)]
+    assert said == [f"cluster h100: {before} -> {after}", "3 gates say so.\ncheck nightly-1"]
+
+
+def covers(automation: Automation, event: ReceivedEvent) -> bool:
+    """Whether the server would start the automation on that event."""
+    trigger = ServerTrigger.model_validate(automation.trigger.model_dump(mode="json"))
+    return trigger.covers(event) and trigger.expects(event.event) and trigger.posture == Posture.Reactive
 
 
 def _sequence(events: set[str]) -> Automation:

@@ -1,13 +1,15 @@
 """Every deployment against the code it starts, and the sites' files against the deployments."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from deployments.declared import PREFECT_YAML, REPOSITORY, Site, read_declared, read_site
-from deployments.deploy import FORM, Change
+from deployments.deploy import FORM, Change, as_switched
 from deployments.work_pools import kubernetes_template
 from tasks.contracts.overrides import SettingsError, read_experiment
 from tasks.training.plan import plan_training
@@ -98,6 +100,17 @@ def test_schedules_wait_for_a_site_to_switch_them_on(declared):
     assert [entry["active"] for entry in switched["finetune/scheduled"].fields["schedules"]] == [True]
 
 
+def test_heartbeats_are_the_sites_whatever_shell_deploys_and_whatever_starts_the_worker(monkeypatch):
+    monkeypatch.setenv("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "180")
+    site = Site(heartbeat_s=60, job_variables={"image": "ours", "env": {"HF_HUB_OFFLINE": "1"}})
+    for deployment in read_declared(site):
+        variables = deployment.fields["job_variables"]
+        assert variables["env"] == {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60", "HF_HUB_OFFLINE": "1"}
+        assert variables["image"] == "ours"
+    with pytest.raises(ValidationError, match="greater than or equal to 30"):
+        Site(heartbeat_s=10)
+
+
 @pytest.mark.parametrize("file", ["infra/slurm/site.yaml", "infra/kubernetes/site.yaml"])
 def test_the_example_sites_fit_the_deployments(file):
     site = read_site(REPOSITORY / file)
@@ -110,6 +123,28 @@ def test_the_example_sites_fit_the_deployments(file):
     assert demo.pool.backend == "local"
 
 
+@pytest.mark.parametrize("file", [None, "infra/slurm/site.yaml", "infra/kubernetes/site.yaml"])
+def test_no_training_waits_for_ever_and_the_nightly_check_gives_way_everywhere(file):
+    found = {d.full_name: d.fields["parameters"] for d in read_declared(read_site(file and REPOSITORY / file))}
+    for name in ("poc", "poc-reference", "poc-qwen2-7b", "scheduled"):
+        assert found[f"finetune/{name}"]["experiment"]["pool"]["queue_limit_minutes"] == 720
+    assert found["cluster-check/nightly"]["check"]["pool"]["queue_limit_minutes"] == 15
+
+
+def test_the_kubernetes_example_asks_for_nothing_that_a_plain_cluster_lacks():
+    # A queue without Kueue suspends every job, a Secret that nobody made keeps every pod from starting.
+    file = REPOSITORY / "infra/kubernetes/site.yaml"
+    [poc] = [d for d in read_declared(read_site(file)) if d.full_name == "finetune/poc"]
+    kubernetes = read_experiment(poc.fields["parameters"]["experiment"]).pool.kubernetes
+    assert (kubernetes.queue, dict(kubernetes.secret_env)) == (None, {})
+    # Each can be taken in, and what it names is what the overlays and the runbook make.
+    [queue] = re.findall(r"# - pool\.kubernetes\.queue=(\S+)", file.read_text())
+    queues = yaml.safe_load_all((REPOSITORY / "infra/kubernetes/kueue/queues.yaml").read_text())
+    assert queue in [o["metadata"]["name"] for o in queues if o["kind"] == "LocalQueue"]
+    [secret] = re.findall(r"# - \"pool\.kubernetes\.secret_env=.*name: (\w+)", file.read_text())
+    assert f"create secret generic {secret} " in (REPOSITORY / "docs/runbook.md").read_text()
+
+
 def test_a_site_that_names_what_is_no_deployment_is_refused():
     with pytest.raises(SettingsError, match="finetune/nightly"):
         read_declared(Site(active_schedules=("finetune/nightly",)))
@@ -120,6 +155,20 @@ def test_a_site_with_an_unknown_entry_is_refused(tmp_path):
     file.write_text("workpool: gpu")
     with pytest.raises(SettingsError, match="workpool"):
         read_site(file)
+
+
+def test_flow_pods_mount_whatever_their_site_says_of_storage():
+    # Their root is read-only, and preflight makes these folders before anything else.
+    pod = kubernetes_template()["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    mounted = [mount["mountPath"] for mount in container["volumeMounts"]]
+    site = read_site(REPOSITORY / "infra/kubernetes/site.yaml")
+    folders = [o.split("=", 1)[1] for o in site.overrides if re.match(r"storage\.(shared|logs|scratch)=", o)]
+    folders += [values["storage"] for values in site.parameters.values() if "storage" in values]
+    assert len(folders) >= 3
+    for folder in folders:
+        assert any(Path(folder).is_relative_to(path) for path in mounted), f"{folder} is on no mount: {mounted}"
 
 
 def test_flow_pods_pass_pod_security_restricted():
@@ -140,6 +189,20 @@ def test_a_changed_form_is_one_line_of_the_difference():
         "    the form: 3 entries changed with the code's settings",
         "    version: 1 -> 2",
     ]
+
+
+def test_a_schedule_that_no_site_names_stays_as_somebody_switched_it():
+    weekly = {"cron": "0 2 * * 0", "timezone": "Europe/Amsterdam", "active": False}
+    assert as_switched([weekly], [weekly | {"active": True}]) == [weekly | {"active": True}]
+    assert as_switched([weekly], []) == [weekly]
+    assert as_switched([weekly | {"cron": "0 3 * * 0"}], [weekly | {"active": True}])[0]["active"] is False
+
+
+def test_a_changed_schedule_shows_what_changes_and_nothing_else():
+    weekly = {"cron": "0 2 * * 0", "timezone": "Europe/Amsterdam", "active": False}
+    before, after = {"schedules": [weekly]}, {"schedules": [weekly | {"active": True}]}
+    told = str(Change("deployment finetune/scheduled", before, after, lambda: None))
+    assert told.splitlines() == ["~ deployment finetune/scheduled", "    schedules.0.active: False -> True"]
 
 
 def test_a_site_reaches_cluster_checks_and_where_files_lie_reaches_everything():

@@ -3,6 +3,7 @@
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.events.schemas.automations import AutomationCore
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.automations import WEBHOOK_VARIABLE
@@ -40,7 +41,15 @@ def test_deploy_makes_everything_once_and_puts_back_what_was_changed(client, mon
 
     monkeypatch.setenv(WEBHOOK_VARIABLE, secret + "-another")
     assert deploy(Site(), is_dry_run=False) == 1
-    assert "planted-webhook-token" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "planted-webhook-token" not in said
+    assert "? automation" not in said
+
+    # One that an older checkout made under a name that is no longer ours would tell people twice.
+    [left] = [known for known in client.read_automations() if known.name == "tell: a run failed"]
+    client.create_automation(AutomationCore.model_validate(left.model_dump() | {"name": "tell: the cluster is fine"}))
+    assert deploy(Site(), is_dry_run=True) == 0
+    assert "? automation 'tell: the cluster is fine' is on the server and in no file" in capsys.readouterr().out
 
 
 def test_a_site_changes_the_deployments_that_have_the_gpus(client, capsys):
@@ -53,3 +62,9 @@ def test_a_site_changes_the_deployments_that_have_the_gpus(client, capsys):
     assert "deployment finetune/demo" not in said
     assert [s.active for s in client.read_deployment_by_name("finetune/scheduled").schedules] == [True]
     assert deploy(site, is_dry_run=False) == 0
+
+    # One that a person switched on, and no site names, is left as it is.
+    nightly = client.read_deployment_by_name("cluster-check/nightly")
+    client.update_deployment_schedule(nightly.id, nightly.schedules[0].id, active=True)
+    assert deploy(site, is_dry_run=False) == 0
+    assert [s.active for s in client.read_deployment_by_name("cluster-check/nightly").schedules] == [True]

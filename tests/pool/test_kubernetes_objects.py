@@ -10,7 +10,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from flows.preflight import check_experiment
+from flows.preflight import check_experiment, check_pool
+from tasks.contracts.cluster_settings import ClusterCheck
 from tasks.contracts.job import JobSpec
 from tasks.contracts.kubernetes_settings import KubernetesSettings
 from tasks.contracts.overrides import SettingsError
@@ -170,6 +171,17 @@ def test_a_run_whose_pods_could_not_work_is_refused_before_its_first_stage(tmp_p
     experiment = Experiment.model_validate(values | {"storage": {"shared": str(tmp_path)}})
     with pytest.raises(SettingsError, match=f"{tmp_path} is on no shared volume of the pods"):
         check_experiment(experiment, RunFolder(experiment.storage, "run"))
+
+
+def test_scratch_of_the_jobs_machines_is_not_looked_for_on_the_flows(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    values = {"shared": str(tmp_path / "shared"), "scratch": str(blocked / "scratch"), "min_free_gbytes": 0}
+    check = ClusterCheck.model_validate({"pool": {"backend": "slurm"}, "storage": values})
+    check_pool(check)
+    here = check.model_copy(update={"pool": PoolSettings.model_validate({"backend": "local", "gpus": False})})
+    with pytest.raises(SettingsError, match=r"storage\.scratch=.*cannot be made"):
+        check_pool(here)
 
 
 def test_without_an_image_it_says_which_setting_is_missing():

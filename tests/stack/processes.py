@@ -46,7 +46,7 @@ class Stack:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ports = {name: free_port() for name in ("postgres", "prefect", "mlflow")}
+        self.ports = {name: free_port() for name in ("postgres", "prefect", "mlflow", "worker")}
         self.processes: dict[str, subprocess.Popen] = {}
         self.secrets = folder / "secrets"
         # PostgreSQL refuses to be root; its data lie where its own user may go.
@@ -62,6 +62,7 @@ class Stack:
             "POSTGRES_PORT": str(self.ports["postgres"]),
             "PREFECT_PORT": str(self.ports["prefect"]),
             "MLFLOW_PORT": str(self.ports["mlflow"]),
+            "WORKER_PORT": str(self.ports["worker"]),
             "SECRETS": str(self.secrets),
             # This checkout, on this machine.
             "SITE": os.devnull,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infra.docker.make_secrets import NAMES, PREFECT_AUTH, make_secrets
+from infra.docker.make_secrets import HUB_TOKEN, NAMES, PREFECT_AUTH, make_secrets
 from infra.docker.with_secrets import with_secrets
 from tests.conftest import REPOSITORY
 from tests.stack.compose import FILE, filled, read_compose, variables
@@ -20,7 +20,7 @@ DOCKER = FILE.parent
 
 
 def test_every_secret_of_a_service_is_one_that_is_made():
-    made = {*NAMES, PREFECT_AUTH}
+    made = {*NAMES, PREFECT_AUTH, HUB_TOKEN}
     assert set(COMPOSE["secrets"]) == made
     for name, service in COMPOSE["services"].items():
         asked = {Path(v).name for k, v in service.get("environment", {}).items() if k.endswith(("_FROM_FILE", "_FILE"))}
@@ -94,6 +94,62 @@ def test_images_are_pinned_run_as_a_user_and_copy_what_exists(name):
     assert all("-c constraints.txt" in install for install in installs)
 
 
+def test_the_worker_loads_what_it_compiles_and_says_whether_it_polls():
+    worker = COMPOSE["services"]["worker"]
+    # Without exec no kernel that Inductor or Triton built under /tmp can be loaded.
+    [temporary] = worker["tmpfs"]
+    assert "exec" in temporary.removeprefix("/tmp:").split(",")
+    assert "--with-healthcheck" in worker["command"]
+    port = worker["environment"]["PREFECT_WORKER_WEBSERVER_PORT"]
+    assert f"localhost:{port}/health" in worker["healthcheck"]["test"][-1]
+    text = (DOCKER / "Dockerfile.train").read_text()
+    assert "HEALTHCHECK NONE" in text
+    assert "python3-dev" in text
+
+
+def test_the_hubs_library_takes_the_token_from_the_workers_file_and_an_empty_one_for_none(tmp_path):
+    make_secrets(tmp_path)
+    path = Path(read_compose({"SECRETS": str(tmp_path)})["worker"].environment["HF_TOKEN_PATH"])
+    code = "import huggingface_hub; print(huggingface_hub.get_token())"
+    for content in ("", "hf_planted"):
+        path.chmod(0o600)
+        path.write_text(content)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_TOKEN")}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment | {"HF_TOKEN_PATH": str(path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == (content or "None")
+
+
+def copied_by(dockerfile: str) -> set[str]:
+    """Files and folders of ours that an image has."""
+    lines = (DOCKER / dockerfile).read_text().splitlines()
+    copies = [line.split()[1:-1] for line in lines if line.startswith("COPY") and "--from" not in line]
+    return {source for sources in copies for source in sources}
+
+
+def test_files_that_a_service_is_told_to_read_are_in_its_image():
+    built = {
+        service["image"]: service["build"]["dockerfile"]
+        for service in COMPOSE["services"].values()
+        if "build" in service
+    }
+    found = set()
+    for name, service in read_compose({}).items():
+        if COMPOSE["services"][name]["image"] not in built:
+            continue
+        dockerfile = Path(built[COMPOSE["services"][name]["image"]]).name
+        words = " ".join([*service.command, *service.environment.values()])
+        for path in re.findall(r"\binfra/[\w./-]+", words):
+            found.add(path)
+            assert path in copied_by(dockerfile), f"{name} reads {path}, which {dockerfile} does not copy"
+    assert "infra/docker/site.yaml" in found
+
+
 def test_the_flows_image_has_no_torch():
     text = (DOCKER / "Dockerfile.flows").read_text()
     assert "train" not in re.findall(r"'\.\[([^\]]*)\]'", text)[0]
@@ -101,7 +157,7 @@ def test_the_flows_image_has_no_torch():
 
 def test_secrets_are_made_once_behind_a_folder_that_only_their_owner_opens(tmp_path):
     folder = tmp_path / "secrets"
-    assert set(make_secrets(folder)) == {*NAMES, PREFECT_AUTH}
+    assert set(make_secrets(folder)) == {*NAMES, PREFECT_AUTH, HUB_TOKEN}
     before = {file.name: file.read_text() for file in folder.iterdir()}
     assert make_secrets(folder) == []
     assert {file.name: file.read_text() for file in folder.iterdir()} == before

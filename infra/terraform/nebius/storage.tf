@@ -6,13 +6,6 @@ resource "nebius_compute_v1_filesystem" "shared" {
   size_gibibytes   = var.filesystem_gibibytes
   block_size_bytes = 4096
   forbid_deletion  = true
-
-  lifecycle {
-    precondition {
-      condition     = local.filesystem_free_bytes >= var.filesystem_gibibytes * local.gibibyte
-      error_message = "The quota for filesystems has less free than filesystem_gibibytes; ask for more, or make it smaller."
-    }
-  }
 }
 
 resource "nebius_compute_v1_disk" "scratch" {
