@@ -232,10 +232,10 @@ def _earlier(run: CheckRun, query: str) -> tuple[list[MlflowRun], str | None]:
 
 
 def asked(check: ClusterCheck) -> str:
-    """Whose verdicts can be compared: checks of the same stages, pool and limits."""
-    values = check.model_dump(mode="json", include={"stages", "thresholds", "collectives", "training", "chip"})
+    """Whose verdicts can be compared: checks of the same stages, pool and profile."""
     pool = check.pool.model_dump(mode="json", include={"num_nodes", "processes_per_node", "gpus"})
-    return hashlib.sha256(json.dumps([values, pool], sort_keys=True).encode()).hexdigest()[:16]
+    values = [sorted(check.stages), check.thresholds.profile, pool]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _own_versions() -> dict[str, str]:

@@ -99,7 +99,7 @@ def test_without_mlflow_a_verdict_is_given_and_says_what_is_not_known(monkeypatc
     assert "no history to compare with (API request failed" in problem
 
 
-def test_verdicts_are_compared_between_checks_of_the_same_limits_only():
+def test_verdicts_are_compared_between_checks_of_the_same_stages_and_profile_only():
     nightly = ClusterCheck()
     assert check_cluster.asked(nightly) == check_cluster.asked(nightly.model_copy(update={"cluster": "other"}))
     assert check_cluster.asked(nightly) != check_cluster.asked(ClusterCheck(thresholds={"profile": "reference"}))

@@ -84,6 +84,10 @@ def test_a_sound_machine_passes_with_every_figure_and_every_form_of_the_report(s
 
 
 def test_a_verdict_that_changes_is_an_event_and_a_fail_has_its_own_exit_status(sound, check, checks, stack):
+    # Of other stages it says nothing of this one's verdict.
+    code, output = check("before", "stages=[inventory]")
+    assert code == 0, output
+    assert "the verdict of tested changed" not in output
     # No two processes read a clock at the same nanosecond.
     code, output = check("changed", "stages=[inventory]", "thresholds.max_clock_skew_s=1e-9")
     assert code == 3, output
