@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from infra.docker.make_secrets import make_secrets
+from infra.docker.make_secrets import HUB_TOKEN, make_secrets
 from tests.conftest import REPOSITORY
 from tests.stack.compose import Service, read_compose
 
@@ -75,6 +75,9 @@ class Stack:
         # Prefect makes its home, but not the folder around it.
         (self.folder / "homes").mkdir(parents=True, exist_ok=True)
         make_secrets(self.secrets)
+        # It may be empty; here it is planted, to be searched for in what a run leaves.
+        token = self.secrets / HUB_TOKEN
+        token.write_text("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")
         try:
             self._make_databases()
             for name in ("prefect", "mlflow"):
