@@ -84,7 +84,9 @@ def cluster_check(check: ClusterCheck, overrides: Sequence[str] = (), run: str |
         with cause_first("FAILED"):
             started.tracking.end(started.mlflow_run_id, "FAILED")
         raise
-    started.tracking.end(started.mlflow_run_id, "FAILED" if report.status in BAD_END_STATES else "FINISHED")
+    ended = "FAILED" if report.status in BAD_END_STATES else "FINISHED"
+    with cause_first(ended):
+        started.tracking.end(started.mlflow_run_id, ended)
     get_run_logger().info("%s Report: %s", report.statement, folder.report / "cluster-check.html")
     return end_state(report.status, report.statement)
 
