@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prefect import flow
 from prefect.client.schemas.objects import FlowRun, State
@@ -84,7 +84,7 @@ def cluster_check(check: ClusterCheck, overrides: Sequence[str] = (), run: str |
         with cause_first("FAILED"):
             started.tracking.end(started.mlflow_run_id, "FAILED")
         raise
-    ended = "FAILED" if report.status in BAD_END_STATES else "FINISHED"
+    ended: Literal["FAILED", "FINISHED"] = "FAILED" if report.status in BAD_END_STATES else "FINISHED"
     with cause_first(ended):
         started.tracking.end(started.mlflow_run_id, ended)
     get_run_logger().info("%s Report: %s", report.statement, folder.report / "cluster-check.html")
