@@ -6,10 +6,8 @@ vLLM pins another torch than ours, so it lives in an environment of its own and 
 folder.
 """
 
-import ctypes
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import time
@@ -24,6 +22,7 @@ import torch
 
 from tasks.contracts.files import read_json
 from tasks.contracts.settings import EndpointSettings, VllmSettings
+from tasks.hardware.children import end_with_parent
 
 ORIGINAL, FINETUNED = "original", "finetuned"
 RANKS = (8, 16, 32, 64, 128, 256, 512)
@@ -103,7 +102,7 @@ def serving(
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            preexec_fn=_end_with_this_process,
+            preexec_fn=end_with_parent,
         )
     family: list[psutil.Process] = []
     try:
@@ -161,11 +160,6 @@ def _environment(ours: Mapping[str, str], device: str | None) -> dict[str, str]:
     # Its answers leave the machine as little as ours do.
     quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     return kept | quiet | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
-
-
-def _end_with_this_process() -> None:
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _wait(server: subprocess.Popen[bytes], address: str, settings: VllmSettings, log: Path) -> None:

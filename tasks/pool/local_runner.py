@@ -5,7 +5,6 @@ it again. It waits for its turn at the machine, starts one torchrun agent per em
 own, and writes ``exit.json`` last.
 """
 
-import ctypes
 import os
 import signal
 import socket
@@ -19,6 +18,7 @@ from typing import Any
 
 from tasks.contracts.files import write_json
 from tasks.contracts.job import LEFT_EXIT_CODE, FailureKind, JobSpec, JobState
+from tasks.hardware.children import end_with_parent
 from tasks.hardware.gpus import visible_gpus
 from tasks.pool.attempts import CANCELLED, log_paths, read_spec
 from tasks.pool.launch import Rendezvous, agent_command
@@ -96,7 +96,7 @@ def _start(job: JobSpec, folder: Path, gpus: Sequence[str], agents: list[subproc
                     stderr=subprocess.STDOUT,
                     env=os.environ | _node_environment(job, node, gpus) | dict(job.env),
                     start_new_session=True,
-                    preexec_fn=_die_with_parent,
+                    preexec_fn=end_with_parent,
                 )
             )
 
@@ -116,11 +116,6 @@ def _node_environment(job: JobSpec, node: int, gpus: Sequence[str]) -> dict[str,
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-
-
-def _die_with_parent() -> None:
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _wait(job: JobSpec, agents: list[subprocess.Popen[bytes]]) -> dict[str, Any]:
