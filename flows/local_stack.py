@@ -18,6 +18,8 @@ from pathlib import Path
 
 import httpx
 
+from tasks.hardware.host import free_port
+
 HOST = "127.0.0.1"
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 START_LIMIT_S = 120
@@ -88,7 +90,7 @@ def temporary_stack(storage: Path) -> Iterator[Addresses]:
     Raises:
         StackError: one did not come up; the message shows the end of its log.
     """
-    with _servers(storage, _free_port(), _free_port()) as addresses:
+    with _servers(storage, free_port(), free_port()) as addresses:
         yield addresses
 
 
@@ -182,13 +184,6 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
         os.killpg(process.pid, number)
     except ProcessLookupError:
         return
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _check_port(name: str, port: int) -> None:

@@ -36,6 +36,10 @@ from tasks.run import CheckRun
 from tasks.stage import run_stage
 
 MAX_HISTORY = 30
+MAX_TAG_CHARACTERS = 5000
+"""Of MLflow's 8,000 for a tag's value."""
+MOST_OF_IT = "most-of-it"
+"""In place of so many drifted figures that their names are no tag: the whole run then stays out of the history."""
 GAVE_WAY_SIGNS = ("preempt", "told to leave")
 """In what the pool says of a job that made room for another; that of a lost node is the cluster's fault, and is judged."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
@@ -208,7 +212,7 @@ def gather(run: CheckRun, outcomes: dict[str, StageOutcome]) -> Evidence:
         # A figure that had drifted is no measure for the next: it would become the usual one.
         drifted = set(earlier.data.tags.get("drifted", "").split(" "))
         for name, value in earlier.data.metrics.items():
-            if name not in drifted:
+            if not drifted & {name, MOST_OF_IT}:
                 history.setdefault(name, []).append(value)
     notes = [problem] if problem else []
     if not problem and len(good) < run.check.thresholds.min_history:
@@ -288,12 +292,13 @@ def _record(run: CheckRun, report: Report) -> None:
     tracking.log_metrics(run_id, metrics_of(report))
     counts = {f"gates/{s.value}": float(sum(f.status is s for f in report.findings)) for s in Status}
     tracking.log_metrics(run_id, counts)
+    drifted = " ".join(drifted_keys(report))
     tags = {
         "fingerprint": report.fingerprint,
         "chip": report.chip,
         "asked": asked(run.check),
-        "drifted": " ".join(drifted_keys(report))[:5000],
-        "suspects": ", ".join(suspect.place for suspect in report.suspects)[:5000],
+        "drifted": drifted if len(drifted) <= MAX_TAG_CHARACTERS else MOST_OF_IT,
+        "suspects": ", ".join(suspect.place for suspect in report.suspects)[:MAX_TAG_CHARACTERS],
         # Last: a run with a verdict is one whose figures are all there.
         "verdict": report.status.value,
     }

@@ -7,7 +7,7 @@ assignments change one value each and leave the others.
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -134,6 +134,14 @@ def _may_be_secret(path: Sequence[str], value: Any) -> bool:
     return any(name in ENVIRONMENTS or looks_secret(name) for name in [*path, *re.findall(r"\w+", repr(value))])
 
 
+def _group_of(annotation: Any) -> type[BaseModel] | None:
+    """The group of settings that a setting is, or may be where it is not empty (``EndpointSettings | None``)."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
 def _unknown_part(path: Sequence[str], model: type[BaseModel]) -> str | None:
     """What is wrong with a setting's dotted name, or None."""
     field = None
@@ -146,8 +154,8 @@ def _unknown_part(path: Sequence[str], model: type[BaseModel]) -> str | None:
             close = difflib.get_close_matches(part, list(model.model_fields), n=1, cutoff=0.5)
             hint = f"did you mean {'.'.join([*path[:depth], *close])}?" if close else "there are: " + ", ".join(names)
             return f"{'.'.join(path)}: unknown setting; {hint}"
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            model = field.annotation
+        if (group := _group_of(field.annotation)) is not None:
+            model = group
         elif depth < len(path) - 1:
             return f"{'.'.join(path)}: unknown setting; {'.'.join(path[: depth + 1])} has no parts"
     if field is not None and field.annotation is model:

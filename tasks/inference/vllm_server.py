@@ -22,7 +22,7 @@ import torch
 
 from tasks.contracts.files import read_json
 from tasks.contracts.settings import EndpointSettings, VllmSettings
-from tasks.hardware.children import end_with_parent
+from tasks.hardware.host import LOOPBACK, end_with_parent, free_port
 
 ORIGINAL, FINETUNED = "original", "finetuned"
 RANKS = (8, 16, 32, 64, 128, 256, 512)
@@ -84,11 +84,11 @@ def serving(
             f"inference.vllm.python={settings.python} is no program on {socket.gethostname()}: make an environment there with "
             "`python3 -m venv` and `pip install vllm`, on every node under the same path"
         )
-    key, port = secrets.token_hex(16), _free_port()
+    key, port = secrets.token_hex(16), free_port()
     command = [
         settings.python, "-m", "vllm.entrypoints.openai.api_server",
         *("--model", str(base), "--served-model-name", ORIGINAL, "--dtype", precision),
-        *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(max_tokens)),
+        *("--host", LOOPBACK, "--port", str(port), "--max-model-len", str(max_tokens)),
         *("--max-num-seqs", str(settings.max_concurrency), "--gpu-memory-utilization", str(settings.memory_share)),
         # Not the model's own: Qwen's asks for a repetition penalty, which would no longer be greedy.
         *("--generation-config", "vllm"),
@@ -106,7 +106,7 @@ def serving(
         )
     family: list[psutil.Process] = []
     try:
-        address = f"http://127.0.0.1:{port}"
+        address = f"http://{LOOPBACK}:{port}"
         _wait(server, address, settings, log)
         # Its engine is a process of its own, which outlives a server that was killed.
         family = psutil.Process(server.pid).children(recursive=True)
@@ -146,13 +146,6 @@ def _room(adapter: Path) -> int:
     raise ServerProblem(
         f"the adapter's rank {rank} is above {RANKS[-1]}, the largest vLLM serves; use engine=transformers"
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _environment(ours: Mapping[str, str], device: str | None) -> dict[str, str]:

@@ -7,7 +7,6 @@ own, and writes ``exit.json`` last.
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,8 +17,8 @@ from typing import Any
 
 from tasks.contracts.files import write_json
 from tasks.contracts.job import LEFT_EXIT_CODE, FailureKind, JobSpec, JobState
-from tasks.hardware.children import end_with_parent
 from tasks.hardware.gpus import visible_gpus
+from tasks.hardware.host import LOOPBACK, end_with_parent, free_port
 from tasks.pool.attempts import CANCELLED, log_paths, read_spec
 from tasks.pool.launch import Rendezvous, agent_command
 from tasks.pool.torchrun_files import FAILURES
@@ -27,7 +26,6 @@ from tasks.pool.turns import turn_at_gpus, turn_at_processors
 
 GRACE_S = 10
 """Between the first node's failure (or the request to stop) and the end of the others: time to write their errors."""
-LOOPBACK = "127.0.0.1"
 
 
 class Stopped(Exception):
@@ -79,10 +77,7 @@ def _stop(signum: int, frame: Any) -> None:
 
 def _start(job: JobSpec, folder: Path, gpus: Sequence[str], agents: list[subprocess.Popen[bytes]]) -> None:
     """Start one agent per node; each is in ``agents`` as soon as it lives."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port = probe.getsockname()[1]
-    rendezvous = Rendezvous(LOOPBACK, port, f"{job.name}-{folder.name}")
+    rendezvous = Rendezvous(LOOPBACK, free_port(), f"{job.name}-{folder.name}")
     command = agent_command(
         job, rendezvous, spec=str(folder / "spec.json"), failures=str(folder / FAILURES), local_addr=LOOPBACK
     )

@@ -38,6 +38,14 @@ def test_an_assignment_changes_one_value_and_leaves_the_others():
     assert values["training"]["lora"]["rank"] == 8
 
 
+def test_parts_of_a_group_that_is_empty_so_far_can_be_set_one_by_one():
+    vllm = ["inference.engine=vllm", "inference.vllm.python=/opt/vllm/bin/python", "inference.vllm.max_concurrency=16"]
+    experiment = read_experiment(apply_overrides(VALUES, vllm))
+    assert (experiment.inference.vllm.python, experiment.inference.vllm.max_concurrency) == ("/opt/vllm/bin/python", 16)
+    whole = ["inference.engine=vllm", "inference.vllm={python: /opt/vllm/bin/python, max_concurrency: 16}"]
+    assert read_experiment(apply_overrides(VALUES, whole)) == experiment
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -46,6 +54,7 @@ def test_an_assignment_changes_one_value_and_leaves_the_others():
         ("nothing.at.all=1", "unknown setting"),
         ("training.lora=3", "is a group of settings"),
         ("training.num_epochs.x=3", "has no parts"),
+        ("inference.vllm.pyton=/opt/vllm/bin/python", "did you mean inference.vllm.python?"),
     ],
 )
 def test_an_assignment_that_means_nothing_is_refused(override, message):

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,17 +14,12 @@ import pytest
 
 from tasks.contracts.files import write_json, write_text
 from tasks.contracts.job import JobSpec
+from tasks.hardware.host import free_port
 from tasks.pool.kubernetes_pod import exit_codes
 from tasks.pool.launch import Rendezvous, agent_command
 from tasks.pool.torchrun_files import FAILURES
 from tests.conftest import REPOSITORY
 from tests.pool.any_pool import job
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start(attempt: Path, node: int, host: str, port: int, command: list[str]) -> subprocess.Popen:

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,18 +14,13 @@ import httpx
 import psutil
 
 from infra.docker.make_secrets import HUB_TOKEN, make_secrets
+from tasks.hardware.host import free_port
 from tests.conftest import REPOSITORY
 from tests.stack.compose import Service, read_compose
 
 HOST = "127.0.0.1"
 START_LIMIT_S = 120
 POSTGRES_USER = "postgres"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
 
 
 def postgres_binaries() -> Path:
