@@ -27,6 +27,7 @@ from prefect.states import Cancelled, Completed, Failed
 from flows.finetune import git_revision
 from flows.in_process import INTERRUPTED, Interruption, command_line, in_process
 from flows.local_stack import StackError, end_as_with_ctrl_c
+from flows.outlive_worker import outlive_worker
 from flows.preflight import check_pool
 from tasks.check_cluster import conclude, measure
 from tasks.cluster.report import terminal
@@ -65,6 +66,7 @@ def cluster_check(check: ClusterCheck, overrides: Sequence[str] = (), run: str |
         overrides: assignments that change single settings, as `thresholds.floor_share=0.9`.
         run: name of the check and its folder; empty: the flow run's id.
     """
+    outlive_worker()
     check = settings_of(check.model_dump(mode="json"), overrides)
     folder = CheckFolder(check.storage, run or str(current_flow_run.id))
     check_pool(check)

@@ -30,6 +30,7 @@ from prefect.states import Cancelled, Completed, Failed
 
 from flows.in_process import INTERRUPTED, Interruption, command_line, in_process
 from flows.local_stack import REPOSITORY, StackError, end_as_with_ctrl_c
+from flows.outlive_worker import outlive_worker
 from flows.preflight import check_experiment
 from flows.timing import print_timing
 from tasks.compare_models import compare_models
@@ -73,6 +74,7 @@ def finetune(experiment: Experiment, overrides: Sequence[str] = (), run: str | N
         overrides: assignments that change single settings, as `training.num_epochs=2`.
         run: name of the run and its folder; empty: the flow run's id. A retry of the same name resumes.
     """
+    outlive_worker()
     experiment = read_experiment(apply_overrides(experiment.model_dump(mode="json"), list(overrides)))
     experiment = experiment.model_copy(update={"storage": experiment.storage.resolved()})
     folder = RunFolder(experiment.storage, run or str(current_flow_run.id))
