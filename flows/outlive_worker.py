@@ -13,7 +13,7 @@ def outlive_worker() -> None:
     middle of a training took the training with it. On a command line (``... | head``) that answer stays.
     """
     if prefect.runtime.deployment.id:
-        Console.on_broken_pipe = _print_to_nobody  # type: ignore[method-assign]
+        Console.on_broken_pipe = _print_to_nobody  # type: ignore[method-assign, assignment]
 
 
 def _print_to_nobody(console: Console) -> None:
