@@ -9,6 +9,7 @@ from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from tasks.contracts.settings import TrainingSettings
+from tasks.models.fp8_base import DIVISOR, convert
 from tasks.models.load import Resolved, device, load_model, load_tokenizer, quiet_loading, resolve_precision
 from tasks.models.packed_attention import PACKED, register
 from tasks.training.adapter import lora_config
@@ -98,6 +99,8 @@ def build_trainer(
         padding_free=is_packed,
         dataloader_drop_last=True,
         ddp_find_unused_parameters=False,
+        # None changes: rotary frequencies, and the base in FP8.
+        ddp_broadcast_buffers=False,
         ddp_timeout=int(max(2 * settings.collective_timeout_minutes * 60, START_LIMIT_S)),
         report_to="none",
         # Of the base in shards transformers could save nothing else; our checkpoints do not go through it.
@@ -122,6 +125,13 @@ def build_trainer(
         callbacks=list(callbacks),
         **elastic,
     )
+    if settings.fp8_base:
+        converted, left = convert(trainer.model.get_base_model().get_decoder())
+        if trainer.ranks.rank == 0:
+            trainer.say(
+                f"fp8_base: {converted} frozen matrices of the decoder are multiplied in FP8"
+                + (f", {left} have a side that {DIVISOR} does not divide and are not" if left else "")
+            )
     # The reporter prints a line that a person can read.
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -9,7 +9,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks.contracts.files import digest_of_files, read_json
 from tasks.contracts.settings import TrainingSettings
+from tasks.models.fp8_base import why_not
+from tasks.models.load import device
 from tasks.training.adapter import lora_config
+from tasks.training.build import precision_of
 from tasks.training.checkpoints import MANIFEST, folder_of, newest_valid
 from tasks.training.plan import FREE_SETTINGS, TrainingPlan, plan_training
 from tasks.training.ranks import Ranks
@@ -58,6 +61,15 @@ def check_inputs(
             "training.strategy=zero3 needs DeepSpeed on every node, which this one has not: "
             "python -m pip install -c constraints.txt -e '.[train,zero3]', or set training.strategy=fsdp"
         )
+    if settings.fp8_base:
+        if (why := why_not(device())) is not None:
+            problems.append(f"training.fp8_base=true: {why}; set training.fp8_base=false")
+        # On a processor that multiplies bfloat16 slowly `auto` is float32.
+        if (precision := precision_of(settings)) != "bfloat16":
+            problems.append(
+                f"training.fp8_base=true: training.precision={settings.precision} is {precision} here; "
+                "set training.precision=bfloat16"
+            )
     config = AutoConfig.from_pretrained(model_folder)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and lengths and max(lengths) > positions:

@@ -13,6 +13,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from tasks.models.fp8_base import Fp8Linear
+
 LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
@@ -29,10 +31,11 @@ def flops_per_token(model: nn.Module, lengths: Sequence[int]) -> float:
     per_token = 0.0
     for name, part in model.named_modules():
         # The head is counted by its size: where the loss multiplies with it, the model has none of its own.
-        if not isinstance(part, nn.Linear) or name.rpartition(".")[2] == "lm_head":
+        if not isinstance(part, nn.Linear | Fp8Linear) or name.rpartition(".")[2] == "lm_head":
             continue
         layer = LAYER.search(name)
-        factor = 6 if part.weight.requires_grad else 2 if layer and int(layer[1]) < first else 4
+        is_trained = isinstance(part, nn.Linear) and part.weight.requires_grad
+        factor = 6 if is_trained else 2 if layer and int(layer[1]) < first else 4
         per_token += factor * part.in_features * part.out_features
     config = _config(model)
     per_token += 4 * config.vocab_size * config.hidden_size

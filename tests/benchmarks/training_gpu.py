@@ -1,9 +1,11 @@
-"""Training speed on a GPU: ``python -m tests.benchmarks.training_gpu [--steps 10] [--gpus 1]``.
+"""Training speed on a GPU: ``python -m tests.benchmarks.training_gpu [--steps 50] [--gpus 1] [--who bfloat16 fp8 trl]``.
 
 Llama 3.1 8B's shape with random weights, LoRA of rank 64 on all linear layers, bfloat16. Two data sets: documents of 4,096
 tokens with every position in the loss, and conversations of realistic lengths (lognormal, mean about 600, capped at 4,096)
-with a quarter of them answers. The project's own training program under torchrun, against TRL's trainer as it comes on the
-same rows, one after the other on the same machine. Useful tokens (no padding), wall clock, after warm-up; table last.
+with a quarter of them answers. The project's own training program under torchrun, with micro-batch and recomputation left to
+``auto``, with and without ``fp8_base``, against TRL's trainer as it comes on the same rows, one after the other on the same
+machine. Useful tokens (no padding), wall clock, after warm-up. First the products and the attention of such a step are timed by
+themselves, over and over until the chip is warm: no step can be faster. Table last.
 """
 
 import argparse
@@ -14,25 +16,31 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch.nn.attention import sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 
 from tasks.contracts.attempt import read_points
 from tasks.contracts.files import write_json
 from tasks.contracts.settings import TrainingSettings
-from tests.benchmarks.llama_8b import make_model
+from tasks.training.packed_trainer import ATTENTION_KERNELS
+from tests.benchmarks.llama_8b import SHAPE, make_model
 from tests.conftest import REPOSITORY
 
 LONGEST = 4096
 WARMUP_POINTS = 3
 LORA = {"rank": 64, "alpha": 128}
-CASES = {
-    "documents of 4,096": {"global_batch_size": 4, "per_device_batch_size": 4},
-    "conversations, mean 600": {"global_batch_size": 24, "per_device_batch_size": 24},
-}
+WHO = {"bfloat16": "this project", "fp8": "this project, fp8_base", "trl": "TRL as it comes"}
+CASES = {"documents of 4,096": 4, "conversations, mean 600": 24}
+"""Rows of an optimiser step per GPU; about 16,000 tokens."""
+STEP_TOKENS = 16_384
+CHOICE = "conversations at a time"
 
 
 def make_rows(folder: Path, case: str, num_rows: int) -> list[int]:
@@ -52,13 +60,63 @@ def make_rows(folder: Path, case: str, num_rows: int) -> list[int]:
     return [int(length) for length in lengths]
 
 
-def ours(root: Path, model: Path, dataset: Path, steps: int, gpus: int, batch: dict[str, int]) -> dict[str, float]:
+def bound(seconds: float = 12.0) -> tuple[float, float]:
+    """Seconds that the products, and the attention, of a step of :data:`STEP_TOKENS` take by themselves on a warm chip."""
+    width, inner, layers = SHAPE["hidden_size"], SHAPE["intermediate_size"], SHAPE["num_hidden_layers"]
+    size = width // SHAPE["num_attention_heads"]
+    keys = SHAPE["num_key_value_heads"] * size
+    shapes = {(width, width): 2, (width, keys): 2, (width, inner): 2, (inner, width): 1}
+    products = []
+    for (rows_in, rows_out), count in shapes.items():
+        weight = torch.randn(rows_out, rows_in, dtype=torch.bfloat16, device="cuda") * 0.02
+        given = torch.randn(STEP_TOKENS, rows_in, dtype=torch.bfloat16, device="cuda")
+        gradient = torch.randn(STEP_TOKENS, rows_out, dtype=torch.bfloat16, device="cuda")
+        products += [(given, weight.t()), (gradient, weight)] * count
+    head = torch.randn(SHAPE["vocab_size"], width, dtype=torch.bfloat16, device="cuda") * 0.02
+    hidden = torch.randn(STEP_TOKENS // 8, width, dtype=torch.bfloat16, device="cuda")
+    of_head = torch.randn(STEP_TOKENS // 8, SHAPE["vocab_size"], dtype=torch.bfloat16, device="cuda")
+
+    def multiply() -> None:
+        for left, right in products * layers:
+            torch.mm(left, right)
+        for left, right in ((hidden, head.t()), (of_head, head)) * 8:
+            torch.mm(left, right)
+
+    query, key, value = (
+        torch.randn(
+            STEP_TOKENS // LONGEST, heads, LONGEST, size, dtype=torch.bfloat16, device="cuda", requires_grad=True
+        )
+        for heads in (SHAPE["num_attention_heads"], SHAPE["num_key_value_heads"], SHAPE["num_key_value_heads"])
+    )
+    upstream = torch.randn_like(query)
+
+    def attend() -> None:
+        with sdpa_kernel(ATTENTION_KERNELS, set_priority=True):
+            for _ in range(layers):
+                scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True).backward(upstream)
+
+    found = []
+    for work in (multiply, attend):
+        times, began = [], time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            start = time.perf_counter()
+            work()
+            torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        # The first moments are faster: the chip is cool yet.
+        found.append(statistics.median(times[len(times) // 2 :]))
+    return found[0], found[1]
+
+
+def ours(root: Path, model: Path, dataset: Path, steps: int, gpus: int, batch: int, *, fp8: bool) -> dict[str, Any]:
     """The training program as the pool runs it."""
     settings = TrainingSettings(
-        global_batch_size=batch["global_batch_size"] * gpus,
-        per_device_batch_size=batch["per_device_batch_size"],
+        global_batch_size=batch * gpus,
+        per_device_batch_size="auto",
+        gradient_checkpointing="auto",
         max_steps_per_epoch=steps,
         precision="bfloat16",
+        fp8_base=fp8,
         save_every_steps=steps,
         log_every_steps=1,
         lora=LORA,
@@ -80,9 +138,14 @@ def ours(root: Path, model: Path, dataset: Path, steps: int, gpus: int, batch: d
     )
     if done.returncode:
         raise SystemExit(done.stdout[-3000:] + done.stderr[-3000:])
-    speeds = [metrics["train/tokens_per_s_per_gpu"] for _, metrics in read_points(root / "job")][WARMUP_POINTS:]
+    print(*(line for line in done.stdout.splitlines() if CHOICE in line or "fp8_base" in line), sep="\n", flush=True)
+    points = [metrics for _, metrics in read_points(root / "job")]
     result = json.loads((attempt / "result.json").read_text())
-    return {"tokens_per_s_per_gpu": statistics.median(speeds), "peak_gbytes": result["peak_memory_gbytes"]}
+    return {
+        "tokens_per_s_per_gpu": statistics.median(p["train/tokens_per_s_per_gpu"] for p in points[WARMUP_POINTS:]),
+        "peak_gbytes": result["peak_memory_gbytes"],
+        "losses": [p["train/loss"] for p in points],
+    }
 
 
 def trl(model: Path, dataset: Path, steps: int, batch_size: int) -> dict[str, float]:
@@ -133,43 +196,76 @@ def trl(model: Path, dataset: Path, steps: int, batch_size: int) -> dict[str, fl
     }
 
 
+def compare_losses(exact: Sequence[float], other: Sequence[float]) -> str:
+    """How far one curve is from another, relative."""
+    apart = [abs(a - b) / b for a, b in zip(other, exact, strict=True)]
+    return (
+        f"losses of {len(apart)} steps with fp8_base and without: {max(apart):.2%} apart at most, {statistics.mean(apart):.2%} "
+        f"on average; {exact[0]:.4f} to {exact[-1]:.4f} and {other[0]:.4f} to {other[-1]:.4f} nats"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--who", nargs="+", choices=WHO, default=list(WHO))
+    parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--trl", nargs=3, metavar=("MODEL", "DATASET", "BATCH"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.trl:
         model, dataset, batch = arguments.trl
         print(json.dumps(trl(Path(model), Path(dataset), arguments.steps, int(batch))))
         return
+    products_s, attention_s = bound()
+    torch.cuda.empty_cache()
     root = Path(tempfile.mkdtemp(prefix="training-gpu-"))
     model = make_model(root / "model")
     torch.cuda.empty_cache()
     rows = []
-    for number, (case, batch) in enumerate(CASES.items()):
+    for number, case in enumerate(arguments.case):
+        batch = CASES[case]
         dataset = root / f"rows-{number}"
-        lengths = make_rows(dataset, case, batch["global_batch_size"] * arguments.gpus * arguments.steps)
+        lengths = make_rows(dataset, case, batch * arguments.gpus * arguments.steps)
         print(f"{case}: {len(lengths)} rows, {np.mean(lengths):.0f} tokens on average", flush=True)
-        found = ours(root / f"ours-{number}", model, dataset, arguments.steps, arguments.gpus, batch)
-        rows.append((case, "this project", found))
-        print(rows[-1], flush=True)
-        # As it comes it needs a small batch for long documents and pads the rest.
-        size = 2 if case.startswith("documents") else 8
-        command = [sys.executable, "-m", "tests.benchmarks.training_gpu", "--steps", "8"]
-        done = subprocess.run(
-            [*command, "--trl", str(model), str(dataset), str(size)],
-            cwd=REPOSITORY, env=os.environ | {"CUDA_VISIBLE_DEVICES": "0"}, capture_output=True, text=True,
-        )  # fmt: skip
-        if done.returncode:
-            raise SystemExit(done.stderr[-3000:])
-        rows.append((case, "TRL as it comes", json.loads(done.stdout.splitlines()[-1])))
-        print(rows[-1], flush=True)
+        losses = {}
+        for who in arguments.who:
+            folder = root / f"{who}-{number}"
+            if who == "trl":
+                found = trl_alone(model, dataset, case)
+            else:
+                found = ours(folder, model, dataset, arguments.steps, arguments.gpus, batch, fp8=who == "fp8")
+                losses[who] = found.pop("losses")
+            rows.append((case, WHO[who], found))
+            print(rows[-1], flush=True)
+        if len(losses) == 2:
+            print(compare_losses(losses["bfloat16"], losses["fp8"]), flush=True)
     print(f"\n{torch.cuda.get_device_name()} x {arguments.gpus}, torch {torch.__version__}")
+    print(
+        f"of {STEP_TOKENS:,} tokens in documents of {LONGEST:,} the products alone take {1000 * products_s:.0f} ms, attention "
+        f"{1000 * attention_s:.0f} ms: at most {STEP_TOKENS / products_s:,.0f} tokens/s by the first, "
+        f"{STEP_TOKENS / (products_s + attention_s):,.0f} by both"
+    )
     for case, who, found in rows:
         print(
-            f"{case:26} {who:16} {found['tokens_per_s_per_gpu']:8.0f} tokens/s/GPU  peak {found['peak_gbytes']:4.0f} GB"
+            f"{case:26} {who:26} {found['tokens_per_s_per_gpu']:8.0f} tokens/s/GPU  peak {found['peak_gbytes']:4.0f} GB"
         )
+
+
+def trl_alone(model: Path, dataset: Path, case: str) -> dict[str, Any]:
+    """:func:`trl` in a process of its own, which gives the memory back."""
+    # As it comes it needs a small batch for long documents and pads the rest.
+    size = 2 if case.startswith("documents") else 8
+    command = [sys.executable, "-m", "tests.benchmarks.training_gpu", "--steps", "8"]
+    done = subprocess.run(
+        [*command, "--trl", str(model), str(dataset), str(size)],
+        cwd=REPOSITORY, env=os.environ | {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 if __name__ == "__main__":
