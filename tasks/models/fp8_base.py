@@ -28,7 +28,8 @@ def why_not(device: torch.device) -> str | None:
 
 def to_fp8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows (R, C) in FP8, and their scales (R, 1) in float32: the largest element of each row becomes the largest FP8."""
-    exact = rows.float()
+    # CUDA's product takes the left side row by row and the right one column by column, and nothing else.
+    exact = rows.contiguous().float()
     scales = exact.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny * LARGEST) / LARGEST
     return (exact / scales).to(FP8), scales
 

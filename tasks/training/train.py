@@ -18,7 +18,7 @@ from tasks.models.load import Resolved, device
 from tasks.models.materialise import materialise, weights_digest
 from tasks.models.memory import is_out_of_memory, peak_memory_gbytes
 from tasks.training.adapter import save_adapter
-from tasks.training.build import build_trainer, precision_of
+from tasks.training.build import build_trainer, is_packed, precision_of
 from tasks.training.checkpoint_writer import CheckpointWriter
 from tasks.training.checkpoints import clear_after, folder_of
 from tasks.training.elastic import ROW, Elastic
@@ -26,7 +26,7 @@ from tasks.training.ledger import Ledger, Start, prove
 from tasks.training.memory_plan import choose_micro_batch, footprint_of, free_bytes, on_processor
 from tasks.training.merge import merge_adapter
 from tasks.training.micro_batch import read_reduction, reduce
-from tasks.training.order import training_order
+from tasks.training.order import balanced, training_order
 from tasks.training.packed_trainer import PackedTrainer
 from tasks.training.plan import TrainingPlan, plan_training
 from tasks.training.rank_report import RankReports
@@ -92,6 +92,13 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
     settings = _with_micro_batch(settings, model_folder, lengths, order, ranks)
     # The same steps, shared out among micro-batches.
     plan = plan_training(settings, num_rows=len(rows), world_size=ranks.world_size)
+    if is_packed(settings):
+        order = balanced(
+            order,
+            lengths,
+            global_batch_size=settings.global_batch_size,
+            micro_batch_size=plan.per_device_batch_size,
+        )
     base_digest = weights_digest(model_folder) if ranks.rank == 0 else ""
     binding = binding_of(settings, plan, base_digest=base_digest, rows_file=rows_file) if ranks.rank == 0 else {}
     resumed = agree_on_checkpoint(ranks, checkpoints, binding, say=say)

@@ -49,7 +49,7 @@ class Size:
 
 
 # The format's system message takes about 155 tokens, and a word is one.
-FULL = Size((64, 256, 512), 4, (395, 495), 64)
+FULL = Size((64, 256, 512), 4, (440, 540), 64)
 SMALL = Size((2, 4), 2, (20, 30), 8)
 
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tasks.training.order import training_order
+from tasks.training.order import balanced, training_order
 
 _draw = random.Random(1)
 LENGTHS = [_draw.randint(20, 400) for _ in range(103)]
@@ -49,3 +49,23 @@ def test_a_large_batch_is_made_of_several_lengths():
     spread = [max(LENGTHS[row] for row in order[i : i + 32]) - min(LENGTHS[row] for row in order[i : i + 32])
               for i in (0, 32, 64)]  # fmt: skip
     assert min(spread) > 100
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 6, 12])
+def test_packed_micro_batches_of_a_step_hold_about_as_many_tokens_each(size):
+    lengths = [min(4096, int(_draw.lognormvariate(6.0, 0.9))) for _ in range(480)]
+    order = training_order(lengths, global_batch_size=24, steps_per_epoch=20, num_epochs=1, seed=7)
+    shared = balanced(order, lengths, global_batch_size=24, micro_batch_size=size)
+    steps = [(sorted(order[i : i + 24]), sorted(shared[i : i + 24])) for i in range(0, 480, 24)]
+    assert all(before == after for before, after in steps)
+
+    def fullest(rows):
+        """Of each step, the tokens of its fullest micro-batch, as multiples of their mean."""
+        found = [
+            [sum(lengths[row] for row in rows[j : j + size]) for j in range(i, i + 24, size)] for i in range(0, 480, 24)
+        ]
+        return sum(max(step) / (sum(step) / len(step)) for step in found) / len(found)
+
+    # Of the longest row alone nothing can be shared out.
+    assert fullest(shared) < (1.15 if size >= 3 else 1.3 if size == 2 else fullest(order) + 1e-9)
+    assert size == 1 or fullest(shared) < fullest(order) - 0.2
