@@ -21,6 +21,7 @@ from prefect.logging import get_run_logger
 from tasks.cluster.evidence import Evidence, history_key, read_records
 from tasks.cluster.inventory_gates import busy_or_missing, inventory_findings
 from tasks.cluster.page import page
+from tasks.cluster.reaction import reaction_told
 from tasks.cluster.report import build_report, fingerprint, junit, markdown, metrics_of, prometheus, size_text
 from tasks.cluster.training_figures import Points, training_figures
 from tasks.cluster.training_inputs import folders, inputs_exist, training_settings
@@ -28,10 +29,11 @@ from tasks.contracts.attempt import read_points
 from tasks.contracts.cluster_report import RankRecord, Report, StageOutcome, Status
 from tasks.contracts.cluster_settings import STAGES, ClusterCheck
 from tasks.contracts.files import write_json, write_text
-from tasks.contracts.job import JobFailed, JobSpec, JobState, PoolError
+from tasks.contracts.job import FailureKind, JobFailed, JobSpec, JobState, PoolError
 from tasks.pool.attempts import failures_of, newest_attempt, nodes_that_never_came
 from tasks.pool.failures import blamed_ranks
 from tasks.pool.stage_jobs import probe_job, training_probe_job
+from tasks.react import react
 from tasks.run import CheckRun
 from tasks.stage import run_stage
 
@@ -105,7 +107,10 @@ def _run_job(run: CheckRun, stage: str, job: JobSpec) -> StageOutcome:
         failures = {node: failures_of(attempt, node) for node in range(job.num_nodes)}
         ranks = blamed_ranks(failures, job.num_nodes * job.processes_per_node)
         nodes = nodes_that_never_came(attempt, job.num_nodes)
-        return outcome("failed", failed.error.summary, culprit_ranks=tuple(ranks), culprit_nodes=tuple(nodes))
+        return outcome(
+            "failed", failed.error.summary, culprit_ranks=tuple(ranks), culprit_nodes=tuple(nodes),
+            is_own_error=failed.error.kind is FailureKind.USER,
+        )  # fmt: skip
     except (PoolError, ValueError) as error:
         get_run_logger().error("%s: %s", stage, error)
         return outcome("error", str(error))
@@ -153,9 +158,9 @@ def _training_job(run: CheckRun, name: str, nodes: int, width: int) -> JobSpec:
 
 @task(name="conclude", cache_policy=NO_CACHE)
 def conclude(run: CheckRun, outcomes: dict[str, StageOutcome], started: float) -> Report:
-    """Judge, write every form of the report, record, and say so when the verdict is another than before."""
+    """Judge, react, write every form of the report, record, and say so when the verdict is another than before."""
     evidence = gather(run, outcomes)
-    report = build_report(evidence, run.folder.run, started, time.time() - started)
+    report = react(evidence, build_report(evidence, run.folder.run, started, time.time() - started))
     query = f"tags.role = 'run' and tags.cluster = '{run.check.cluster}' and tags.asked = '{asked(run.check)}'"
     earlier, _ = _earlier(run, query)
     trend = [
@@ -299,6 +304,7 @@ def _record(run: CheckRun, report: Report) -> None:
         "asked": asked(run.check),
         "drifted": drifted if len(drifted) <= MAX_TAG_CHARACTERS else MOST_OF_IT,
         "suspects": ", ".join(suspect.place for suspect in report.suspects)[:MAX_TAG_CHARACTERS],
+        "reaction": reaction_told(report.reaction)[:MAX_TAG_CHARACTERS],
         # Last: a run with a verdict is one whose figures are all there.
         "verdict": report.status.value,
     }

@@ -46,8 +46,17 @@ class Evidence:
             for records in self.records.values()
         )
 
+    @cached_property
+    def scheduler_nodes(self) -> frozenset[str]:
+        """The names by which the scheduler knows the nodes that left records; none on this machine, which has no scheduler."""
+        if self.check.pool.backend == "local":
+            return frozenset()
+        return frozenset(r.scheduler_node for records in self.records.values() for r in records if r.scheduler_node)
+
     def node_of(self, record: RankRecord) -> str:
-        """The name of the node that left a record: its host's, since every stage is a job that may number nodes anew."""
+        """The name of the node that left a record: the scheduler's or its host's, since every stage may number nodes anew."""
+        if record.scheduler_node in self.scheduler_nodes:
+            return str(record.scheduler_node)
         return f"node{record.node}" if self.are_hosts_shared else record.host
 
     def place(self, record: RankRecord) -> str:
@@ -56,7 +65,9 @@ class Evidence:
 
     def node_name(self, stage: str, node: int) -> str:
         """The name of a stage's node, known or not; only a record of that very stage tells."""
-        return next((self.node_of(r) for r in self.records.get(stage, ()) if r.node == node), f"node{node}")
+        # Where nodes have names of the scheduler's, `node1` may be that of another one.
+        unknown = f"node number {node}" if self.scheduler_nodes else f"node{node}"
+        return next((self.node_of(r) for r in self.records.get(stage, ()) if r.node == node), unknown)
 
     def places_of_ranks(self, stage: str) -> dict[int, str]:
         """The place of each rank of a stage; of ranks without a record, by the usual order."""

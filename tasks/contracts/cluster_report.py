@@ -52,6 +52,8 @@ class RankRecord(Frozen):
     """What it was doing last; `done` at the end."""
     step: int
     """How many measurements it has begun."""
+    scheduler_node: str | None = None
+    """What Slurm or Kubernetes calls its node; None: no scheduler told."""
     facts: dict[str, Any] = Field(default_factory=dict)
     figures: tuple[Figure, ...] = ()
     problems: tuple[Problem, ...] = ()
@@ -69,6 +71,8 @@ class StageOutcome(Frozen):
     """Ranks that are to blame, as far as what they left tells."""
     culprit_nodes: tuple[int, ...] = ()
     """Nodes that never came."""
+    is_own_error: bool = False
+    """It failed by an error of the program, its settings or a limit, and so of no node, whoever met it first."""
     seconds: float = 0.0
 
 
@@ -127,6 +131,32 @@ class Suspect(Frozen):
     action: str
 
 
+class NodeAction(Frozen):
+    """One node that is taken out of use, or would be."""
+
+    node: str
+    """As the scheduler calls it."""
+    state: Literal["planned", "done", "already", "failed"]
+    """`planned`: a dry run. `already`: it was out of use before, and nothing was done."""
+    what: str
+    """The command on Slurm, the taint on Kubernetes, exactly."""
+    undo: str
+    """The command that puts it back to use."""
+    undone_by: str
+    """Who may do that."""
+    detail: str = ""
+    """Since when and why it was out of use already; or why it could not be done."""
+
+
+class Reaction(Frozen):
+    """What was done to the nodes that the verdict accuses."""
+
+    mode: Literal["dry_run", "drain"]
+    actions: tuple[NodeAction, ...] = ()
+    left_alone: tuple[str, ...] = ()
+    """Whom the verdict names and why nothing is done to it."""
+
+
 class NodeFacts(Frozen):
     """One node of the report's table."""
 
@@ -163,3 +193,5 @@ class Report(Frozen):
     figures: tuple[Placed, ...]
     notes: tuple[str, ...] = ()
     """What is not known, and why."""
+    reaction: Reaction | None = None
+    """None: none was asked for."""
