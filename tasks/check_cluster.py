@@ -25,14 +25,15 @@ from tasks.cluster.reaction import reaction_told
 from tasks.cluster.report import build_report, fingerprint, junit, markdown, metrics_of, prometheus, size_text
 from tasks.cluster.training_figures import Points, training_figures
 from tasks.cluster.training_inputs import folders, inputs_exist, training_settings
+from tasks.cluster.variants import variants_of
 from tasks.contracts.attempt import read_points
-from tasks.contracts.cluster_report import RankRecord, Report, StageOutcome, Status
+from tasks.contracts.cluster_report import RankRecord, Report, StageOutcome, Status, VariantOutcome
 from tasks.contracts.cluster_settings import STAGES, ClusterCheck
 from tasks.contracts.files import write_json, write_text
 from tasks.contracts.job import FailureKind, JobFailed, JobSpec, JobState, PoolError
 from tasks.pool.attempts import failures_of, newest_attempt, nodes_that_never_came
 from tasks.pool.failures import blamed_ranks
-from tasks.pool.stage_jobs import probe_job, training_probe_job
+from tasks.pool.stage_jobs import probe_job, training_probe_job, variant_probe_job
 from tasks.react import react
 from tasks.run import CheckRun
 from tasks.stage import run_stage
@@ -66,6 +67,8 @@ def measure(run: CheckRun, stage: str, before: dict[str, StageOutcome]) -> Stage
         return StageOutcome.model_validate({"stage": stage, "state": state, "error": why})
     if stage == "training":
         return _training(run)
+    if stage == "collectives":
+        return _collectives(run, before)
     return _run_job(run, stage, probe_job(run.check, run.folder, stage))
 
 
@@ -115,6 +118,27 @@ def _run_job(run: CheckRun, stage: str, job: JobSpec) -> StageOutcome:
         get_run_logger().error("%s: %s", stage, error)
         return outcome("error", str(error))
     return outcome("done")
+
+
+def _collectives(run: CheckRun, before: dict[str, StageOutcome]) -> StageOutcome:
+    """As NCCL does them by itself, and then the variants; what becomes of these decides nothing about the stage's end."""
+    outcome = _run_job(run, "collectives", probe_job(run.check, run.folder, "collectives"))
+    records = {stage: _records(run, stage)[0] for stage in ("inventory", "collectives")}
+    variants: list[VariantOutcome] = []
+    for kind, found in variants_of(Evidence(run.check, before | {"collectives": outcome}, records)).items():
+        if isinstance(found, str):
+            get_run_logger().info("collectives: %s: skipped: %s", kind, found)
+            continue
+        for variant in found:
+            if variants and variants[-1].state == "yielded":
+                # Each would wait for its turn as long as the one before.
+                variants.append(variants[-1].model_copy(update={"name": variant.name}))
+                continue
+            job = variant_probe_job(run.check, run.folder, variant.job_name, variant.arguments())
+            ended = _run_job(run, "collectives", job)
+            variants.append(VariantOutcome(name=variant.name, state=ended.state, error=ended.error))
+            outcome = outcome.model_copy(update={"seconds": outcome.seconds + ended.seconds})
+    return outcome.model_copy(update={"variants": tuple(variants)})
 
 
 def _training(run: CheckRun) -> StageOutcome:
@@ -193,6 +217,12 @@ def gather(run: CheckRun, outcomes: dict[str, StageOutcome]) -> Evidence:
     for stage in STAGES:
         if stage in outcomes and stage != "training":
             records[stage], unreadable[stage] = _records(run, stage)
+    variants = {
+        variant.name: _records(run, variant.job_name)[0]
+        for found in variants_of(Evidence(run.check, outcomes, records)).values()
+        if not isinstance(found, str)
+        for variant in found
+    }
     points: dict[str, Points] = {}
     for name in widths(run):
         folder = run.folder.job(f"training_{name}")
@@ -206,7 +236,7 @@ def gather(run: CheckRun, outcomes: dict[str, StageOutcome]) -> Evidence:
         if figure.name == "matrix_product_bfloat16_tflops_per_s" and figure.value
     ]
     figures = training_figures(points, min(products, default=None))
-    evidence = Evidence(run.check, outcomes, records, unreadable, figures)
+    evidence = Evidence(run.check, outcomes, records, unreadable, figures, variants=variants)
     query = (
         f"tags.role = 'run' and tags.fingerprint = '{fingerprint(evidence)}' and tags.cluster = '{run.check.cluster}' "
         "and tags.injected = 'no' and tags.verdict != 'FAIL' and tags.verdict != 'ERROR' and tags.verdict != 'SKIP'"

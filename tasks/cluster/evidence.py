@@ -25,6 +25,7 @@ class Evidence:
         training: figures of the training program's runs.
         history: see :data:`History`.
         notes: what is not known, and why.
+        variants: records of the ranks of each variant of the collectives, by its name.
         own_versions: of the process that submitted the jobs; they decide who is wrong where two halves differ.
     """
 
@@ -37,6 +38,7 @@ class Evidence:
     num_history: int = 0
     notes: Sequence[str] = ()
     own_versions: Mapping[str, str] = field(default_factory=dict)
+    variants: Mapping[str, Sequence[RankRecord]] = field(default_factory=dict)
 
     @cached_property
     def are_hosts_shared(self) -> bool:
@@ -93,6 +95,12 @@ class Evidence:
                     if figure.peer is not None and figure.peer.isdecimal():
                         figure = figure.model_copy(update={"peer": places.get(int(figure.peer), figure.peer)})
                     found.append(Placed(stage=stage, place=_place(figure.name, self, record), figure=figure))
+        for records in self.variants.values():
+            for record in records:
+                found += [
+                    Placed(stage="collectives", place=_place(figure.name, self, record), figure=figure)
+                    for figure in record.figures
+                ]
         return found + [Placed(stage="training", place="all", figure=figure) for figure in self.training]
 
 
@@ -102,7 +110,9 @@ def _place(name: str, evidence: Evidence, record: RankRecord) -> str:
         return evidence.node_of(record)
     if name.startswith("node_"):
         return evidence.node_of(record)
-    group = ("all_", "reduce_scatter", "broadcast", "send_recv")
+    if name.startswith("rail_"):
+        return f"rail {record.facts.get('rail', 'not told')}"
+    group = ("all_", "reduce_scatter", "broadcast", "send_recv", "ring_")
     return "all" if name.startswith(group) else evidence.place(record)
 
 
@@ -124,7 +134,9 @@ def read_records(folder: Path) -> tuple[list[RankRecord], list[tuple[int, str]]]
 def history_key(placed: Placed) -> str:
     """The name under which a figure is kept: ``collectives/all_reduce_busbw_gbytes_per_s/1048576/all``."""
     figure = placed.figure
-    parts = [placed.stage, figure.name, str(figure.size_bytes) if figure.size_bytes is not None else "", placed.place]
+    # Names of drifted figures are kept in one line, with a space between them.
+    place = placed.place.replace(" ", "_")
+    parts = [placed.stage, figure.name, str(figure.size_bytes) if figure.size_bytes is not None else "", place]
     if figure.peer is not None:
         parts.append(f"to {figure.peer}")
     return "/".join(part for part in parts if part)

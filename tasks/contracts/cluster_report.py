@@ -59,11 +59,23 @@ class RankRecord(Frozen):
     problems: tuple[Problem, ...] = ()
 
 
+OutcomeState = Literal["done", "failed", "error", "skipped", "yielded"]
+
+
+class VariantOutcome(Frozen):
+    """How the job of one variant of a stage ended."""
+
+    name: str
+    """`ring`, `rail mlx5_3`."""
+    state: OutcomeState
+    error: str = ""
+
+
 class StageOutcome(Frozen):
     """How the jobs of a stage ended."""
 
     stage: str
-    state: Literal["done", "failed", "error", "skipped", "yielded"]
+    state: OutcomeState
     """`failed`: ranks did. `error`: the pool could not run it. `yielded`: the pool was taken and the check gave way."""
     error: str = ""
     """Why it failed or was skipped."""
@@ -73,6 +85,8 @@ class StageOutcome(Frozen):
     """Nodes that never came."""
     is_own_error: bool = False
     """It failed by an error of the program, its settings or a limit, and so of no node, whoever met it first."""
+    variants: tuple[VariantOutcome, ...] = ()
+    """Of collectives: what was measured again with other settings of NCCL's."""
     seconds: float = 0.0
 
 

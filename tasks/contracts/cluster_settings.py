@@ -12,6 +12,7 @@ Stage = Literal["inventory", "devices", "collectives", "storage", "training", "e
 STAGES: tuple[Stage, ...] = ("inventory", "devices", "collectives", "storage", "training", "endurance")
 """In the order in which they run."""
 Collective = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv"]
+VariantKind = Literal["ring", "rails"]
 Shape = Literal["toy", "lora-1b", "lora-8b"]
 FaultKind = Literal[
     "sleep", "half_threads", "corrupt", "wrong_version", "read_only", "full_disk", "dead", "hang", "nan"
@@ -54,6 +55,9 @@ class CollectiveProbeSettings(Settings):
     """Message of the test of all pairs."""
     max_pair_ranks: int = Field(default=64, ge=2)
     """Up to so many ranks all pairs are measured; above it the first rank of every node stands for its node."""
+    variants: tuple[VariantKind, ...] = ("ring", "rails")
+    """Measured again between nodes with GPUs, each in a job of its own: `ring` with NCCL's ring algorithm alone, `rails` the
+    all-reduce over one InfiniBand adapter of each node at a time, where NCCL uses several."""
 
     def sizes_bytes(self) -> tuple[int, ...]:
         """The sizes from smallest to largest."""
