@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
+from tasks.cluster.endurance_gates import endurance_findings
 from tasks.cluster.evidence import Evidence
 from tasks.cluster.figure_gates import FABRIC, LATE, LIMITS_OF_REFERENCE, References, figure_findings
 from tasks.cluster.inventory_gates import dicts_of, inventory_findings, minority
@@ -63,6 +64,7 @@ def judge(evidence: Evidence) -> list[Finding]:
         *_equal_steps(evidence),
         *transport_findings(evidence),
         *variant_findings(evidence),
+        *endurance_findings(evidence),
         *pairs,
         *figures,
         *_limits_without_a_gate(evidence, figures, pairs),

@@ -55,6 +55,7 @@ class Cluster:
         self.training: list[Figure] = []
         self.variants: dict[str, list[RankRecord]] = {}
         self.change("inventory", self._with_inventory)
+        self.change("endurance", self._with_gpus_again)
         self.change("devices", lambda r: r.model_copy(update={"facts": {"step_sha256": "same"}}))
         transport = {
             "network": "IB",
@@ -134,6 +135,11 @@ class Cluster:
             facts["infiniband"] = [PORT | {"device": f"mlx5_{i}"} for i in range(8)]
             facts["xids"] = []
         return record.model_copy(update={"facts": facts, "figures": (Figure(name="clock_ahead_s", value=0.0),)})
+
+    def _with_gpus_again(self, record: RankRecord) -> RankRecord:
+        before = self.records["inventory"][record.rank].facts
+        again = {name: before[name] for name in ("gpus", "xids")} if record.process == 0 else {}
+        return record.model_copy(update={"facts": again})
 
     def _fill(self) -> None:
         """Every figure that is expected, at a sound value."""
