@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TEST_DATA := $(VENV)/.test-data
 REPEAT ?= 10
-SLURM_TESTS ?= tests/pool/test_slurm.py tests/integration/test_finetune_slurm.py
+SLURM_TESTS ?= tests/pool/test_slurm.py tests/pool/test_slurm_drain.py tests/integration/test_finetune_slurm.py
 
 .PHONY: help install demo ui deploy test test-fast test-slurm test-kubernetes stack-test faults faults-pool faults-cluster \
 	check-cluster benchmark-inference audit licences check format clean

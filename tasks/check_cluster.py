@@ -21,17 +21,20 @@ from prefect.logging import get_run_logger
 from tasks.cluster.evidence import Evidence, history_key, read_records
 from tasks.cluster.inventory_gates import busy_or_missing, inventory_findings
 from tasks.cluster.page import page
+from tasks.cluster.reaction import reaction_told
 from tasks.cluster.report import build_report, fingerprint, junit, markdown, metrics_of, prometheus, size_text
 from tasks.cluster.training_figures import Points, training_figures
 from tasks.cluster.training_inputs import folders, inputs_exist, training_settings
+from tasks.cluster.variants import variants_of
 from tasks.contracts.attempt import read_points
-from tasks.contracts.cluster_report import RankRecord, Report, StageOutcome, Status
+from tasks.contracts.cluster_report import RankRecord, Report, StageOutcome, Status, VariantOutcome
 from tasks.contracts.cluster_settings import STAGES, ClusterCheck
 from tasks.contracts.files import write_json, write_text
-from tasks.contracts.job import JobFailed, JobSpec, JobState, PoolError
+from tasks.contracts.job import FailureKind, JobFailed, JobSpec, JobState, PoolError
 from tasks.pool.attempts import failures_of, newest_attempt, nodes_that_never_came
 from tasks.pool.failures import blamed_ranks
-from tasks.pool.stage_jobs import probe_job, training_probe_job
+from tasks.pool.stage_jobs import probe_job, training_probe_job, variant_probe_job
+from tasks.react import react
 from tasks.run import CheckRun
 from tasks.stage import run_stage
 
@@ -64,6 +67,8 @@ def measure(run: CheckRun, stage: str, before: dict[str, StageOutcome]) -> Stage
         return StageOutcome.model_validate({"stage": stage, "state": state, "error": why})
     if stage == "training":
         return _training(run)
+    if stage == "collectives":
+        return _collectives(run, before)
     return _run_job(run, stage, probe_job(run.check, run.folder, stage))
 
 
@@ -105,11 +110,35 @@ def _run_job(run: CheckRun, stage: str, job: JobSpec) -> StageOutcome:
         failures = {node: failures_of(attempt, node) for node in range(job.num_nodes)}
         ranks = blamed_ranks(failures, job.num_nodes * job.processes_per_node)
         nodes = nodes_that_never_came(attempt, job.num_nodes)
-        return outcome("failed", failed.error.summary, culprit_ranks=tuple(ranks), culprit_nodes=tuple(nodes))
+        return outcome(
+            "failed", failed.error.summary, culprit_ranks=tuple(ranks), culprit_nodes=tuple(nodes),
+            is_own_error=failed.error.kind is FailureKind.USER,
+        )  # fmt: skip
     except (PoolError, ValueError) as error:
         get_run_logger().error("%s: %s", stage, error)
         return outcome("error", str(error))
     return outcome("done")
+
+
+def _collectives(run: CheckRun, before: dict[str, StageOutcome]) -> StageOutcome:
+    """As NCCL does them by itself, and then the variants; what becomes of these decides nothing about the stage's end."""
+    outcome = _run_job(run, "collectives", probe_job(run.check, run.folder, "collectives"))
+    records = {stage: _records(run, stage)[0] for stage in ("inventory", "collectives")}
+    variants: list[VariantOutcome] = []
+    for kind, found in variants_of(Evidence(run.check, before | {"collectives": outcome}, records)).items():
+        if isinstance(found, str):
+            get_run_logger().info("collectives: %s: skipped: %s", kind, found)
+            continue
+        for variant in found:
+            if variants and variants[-1].state == "yielded":
+                # Each would wait for its turn as long as the one before.
+                variants.append(variants[-1].model_copy(update={"name": variant.name}))
+                continue
+            job = variant_probe_job(run.check, run.folder, variant.job_name, variant.arguments())
+            ended = _run_job(run, "collectives", job)
+            variants.append(VariantOutcome(name=variant.name, state=ended.state, error=ended.error))
+            outcome = outcome.model_copy(update={"seconds": outcome.seconds + ended.seconds})
+    return outcome.model_copy(update={"variants": tuple(variants)})
 
 
 def _training(run: CheckRun) -> StageOutcome:
@@ -153,9 +182,9 @@ def _training_job(run: CheckRun, name: str, nodes: int, width: int) -> JobSpec:
 
 @task(name="conclude", cache_policy=NO_CACHE)
 def conclude(run: CheckRun, outcomes: dict[str, StageOutcome], started: float) -> Report:
-    """Judge, write every form of the report, record, and say so when the verdict is another than before."""
+    """Judge, react, write every form of the report, record, and say so when the verdict is another than before."""
     evidence = gather(run, outcomes)
-    report = build_report(evidence, run.folder.run, started, time.time() - started)
+    report = react(evidence, build_report(evidence, run.folder.run, started, time.time() - started))
     query = f"tags.role = 'run' and tags.cluster = '{run.check.cluster}' and tags.asked = '{asked(run.check)}'"
     earlier, _ = _earlier(run, query)
     trend = [
@@ -188,6 +217,12 @@ def gather(run: CheckRun, outcomes: dict[str, StageOutcome]) -> Evidence:
     for stage in STAGES:
         if stage in outcomes and stage != "training":
             records[stage], unreadable[stage] = _records(run, stage)
+    variants = {
+        variant.name: _records(run, variant.job_name)[0]
+        for found in variants_of(Evidence(run.check, outcomes, records)).values()
+        if not isinstance(found, str)
+        for variant in found
+    }
     points: dict[str, Points] = {}
     for name in widths(run):
         folder = run.folder.job(f"training_{name}")
@@ -201,7 +236,7 @@ def gather(run: CheckRun, outcomes: dict[str, StageOutcome]) -> Evidence:
         if figure.name == "matrix_product_bfloat16_tflops_per_s" and figure.value
     ]
     figures = training_figures(points, min(products, default=None))
-    evidence = Evidence(run.check, outcomes, records, unreadable, figures)
+    evidence = Evidence(run.check, outcomes, records, unreadable, figures, variants=variants)
     query = (
         f"tags.role = 'run' and tags.fingerprint = '{fingerprint(evidence)}' and tags.cluster = '{run.check.cluster}' "
         "and tags.injected = 'no' and tags.verdict != 'FAIL' and tags.verdict != 'ERROR' and tags.verdict != 'SKIP'"
@@ -299,6 +334,7 @@ def _record(run: CheckRun, report: Report) -> None:
         "asked": asked(run.check),
         "drifted": drifted if len(drifted) <= MAX_TAG_CHARACTERS else MOST_OF_IT,
         "suspects": ", ".join(suspect.place for suspect in report.suspects)[:MAX_TAG_CHARACTERS],
+        "reaction": reaction_told(report.reaction)[:MAX_TAG_CHARACTERS],
         # Last: a run with a verdict is one whose figures are all there.
         "verdict": report.status.value,
     }

@@ -169,7 +169,7 @@ def dangling(objects: dict[tuple[str, str, str], dict]) -> Iterator[str]:
                     if m["name"] not in volumes
                 )
             yield from (f"{where} needs {'/'.join(w)}" for w in wanted if w not in known)
-        if kind == "RoleBinding":
+        if kind in ("RoleBinding", "ClusterRoleBinding"):
             role = (o["roleRef"]["kind"], namespace, o["roleRef"]["name"])
             subjects = [("ServiceAccount", s["namespace"], s["name"]) for s in o["subjects"]]
             yield from (f"{where} binds {'/'.join(w)}" for w in [role, *subjects] if w not in known)
@@ -187,6 +187,11 @@ def test_everything_that_is_referred_to_is_there():
         (("Service", SERVERS, "mlflow"), lambda o: o["spec"].update(selector={"app": "mlfow"}), "selects no pod"),
         (("RoleBinding", NAMESPACE, "proving-ground-worker"), lambda o: o["roleRef"].update(name="other"), "binds"),
         (
+            ("ClusterRoleBinding", NAMESPACE, "proving-ground-node-taints"),
+            lambda o: o["roleRef"].update(name="x"),
+            "binds",
+        ),
+        (
             ("Deployment", SERVERS, "prefect"),
             lambda o: pod_of(o).update(serviceAccountName="other"),
             "needs ServiceAccount",
@@ -202,12 +207,37 @@ def test_a_reference_into_nothing_is_seen(key, change, said):
 
 def test_nobody_may_read_secrets_or_act_outside_the_namespace_of_jobs():
     rules = [(key, rule) for key, o in OBJECTS.items() if o["kind"] in ("Role", "ClusterRole") for rule in o["rules"]]
+    # The one right beyond the namespace is a component that nobody has who did not ask for it.
+    beyond = [(key, rule) for key, rule in rules if key[0] == "ClusterRole"]
+    assert [(key[2], rule) for key, rule in beyond] == [
+        ("proving-ground-node-taints", {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "patch"]})
+    ]
+    rules = [entry for entry in rules if entry not in beyond]
     assert rules
     assert {key[:2] for key, _ in rules} == {("Role", NAMESPACE)}
     allowed = {"jobs", "services", "pods", "pods/log", "events", "workloads"}
     for key, rule in rules:
         assert set(rule["resources"]) <= allowed, key
         assert "*" not in {*rule["verbs"], *rule["apiGroups"]}, key
+
+
+def test_only_an_overlay_that_asks_for_it_lets_flows_taint_nodes():
+    listed = {file: yaml.safe_load(file.read_text()) for file in FOLDER.rglob("kustomization.yaml")}
+    assert listed.pop(FOLDER / "node-taints" / "kustomization.yaml")["kind"] == "Component"
+    named = [entry for k in listed.values() for entry in [*k.get("resources", []), *k.get("components", [])]]
+    assert named
+    assert not [entry for entry in named if "node-taints" in entry]
+
+
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="no kubectl here; CI has one")
+def test_the_component_fits_into_an_overlay(tmp_path):
+    shutil.copytree(FOLDER.parent, tmp_path / "infra")
+    overlay = tmp_path / "infra" / "kubernetes" / "overlays" / "generic"
+    file = overlay / "kustomization.yaml"
+    file.write_text(file.read_text() + "components: [../../node-taints]\n")
+    told = subprocess.run(["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, check=True).stdout
+    added = [o for o in yaml.safe_load_all(told) if o["kind"].startswith("ClusterRole")]
+    assert [o["metadata"]["name"] for o in added] == ["proving-ground-node-taints"] * 2
 
 
 def test_every_namespace_lets_nothing_pass_that_is_not_named():

@@ -1,8 +1,10 @@
 """The probes of one stage as a job of the pool: ``torchrun -m tasks.cluster spec.json``, one process per GPU.
 
-The spec's arguments: ``stage``, ``check`` (settings), ``shared`` and ``scratch`` (folders).
+The spec's arguments: ``stage``, ``check`` (settings), ``shared`` and ``scratch`` (folders); of collectives perhaps ``variant``
+(:class:`tasks.cluster.variants.Variant`).
 """
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +15,7 @@ from tasks.contracts.attempt import Attempt, run_rank
 
 def measure(attempt: Attempt) -> Mapping[str, Any] | None:
     """Measure what the stage asks for; every rank leaves its own record, rank 0 the result."""
-    from tasks.cluster.collectives import measure_collectives
+    from tasks.cluster.collectives import measure_collectives, measure_variant
     from tasks.cluster.devices import measure_devices
     from tasks.cluster.endurance import measure_endurance
     from tasks.cluster.faults import Faults
@@ -25,10 +27,13 @@ def measure(attempt: Attempt) -> Mapping[str, Any] | None:
     from tasks.contracts.cluster_settings import ClusterCheck
 
     arguments = attempt.arguments
+    variant = arguments.get("variant")
     stage, check = arguments["stage"], ClusterCheck(**arguments["check"])
     if stage == "training_inputs":
         return make_inputs(check)
     if stage == "collectives":
+        # Here and not in the job's environment, over which the pool's own settings go.
+        os.environ |= variant["environment"] if variant else {}
         listen(attempt.folder)
     meeting = Meeting.join(attempt, check.stall_limit_s, devices=stage in ("devices", "collectives", "endurance"))
     inject = None if check.inject is None else check.inject.model_dump()
@@ -39,7 +44,14 @@ def measure(attempt: Attempt) -> Mapping[str, Any] | None:
     elif stage == "devices":
         measure_devices(meeting, check.devices, faults)
     elif stage == "collectives":
-        measure_collectives(meeting, check.collectives, faults)
+        if variant:
+            meeting.recorder.fact("rail", variant["rail"])
+            meeting.recorder.fact("environment", {name: os.environ.get(name) for name in variant["environment"]})
+            measure_variant(
+                meeting, check.collectives, faults, variant["prefix"], variant["operations"], variant["sizes_bytes"]
+            )
+        else:
+            measure_collectives(meeting, check.collectives, faults)
         if meeting.is_gpu:
             meeting.recorder.fact("transport", read_transport(own_log(attempt.folder)).facts())
     elif stage == "endurance":

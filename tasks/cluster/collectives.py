@@ -73,6 +73,17 @@ def measure_collectives(meeting: Meeting, settings: CollectiveProbeSettings, fau
         _measure_pairs(meeting, settings, faults, nodes)
 
 
+def measure_variant(
+    meeting: Meeting, settings: CollectiveProbeSettings, faults: Faults, prefix: str, operations: Sequence[str],
+    sizes_bytes: Sequence[int],
+) -> None:  # fmt: skip
+    """Some operations over all ranks, in whatever way the environment makes NCCL go."""
+    everyone = list(range(meeting.world_size))
+    for operation in operations:
+        for size in sizes_bytes:
+            _measure(meeting, settings, faults, prefix, operation, size, everyone, dist.group.WORLD)
+
+
 def _measure(
     meeting: Meeting, settings: CollectiveProbeSettings, faults: Faults, prefix: str, operation: str, size_bytes: int,
     ranks: Sequence[int], group: Any,

@@ -9,9 +9,13 @@ from tasks.cluster.devices import factors, sampler_figures
 from tasks.cluster.faults import Faults
 from tasks.cluster.meeting import Meeting
 from tasks.contracts.cluster_settings import DeviceProbeSettings
+from tasks.hardware.kernel_log import xids
+from tasks.hardware.nvml import describe_gpus
 from tasks.hardware.telemetry import Sampler
 
 SLICE_S = 15.0
+PRODUCTS_WHILE_READING = 200
+"""Of 8192 x 8192 in bfloat16 about 0.3 s: an idle GPU lowers its PCIe link to save power."""
 
 
 def measure_endurance(meeting: Meeting, settings: DeviceProbeSettings, seconds: float, faults: Faults) -> None:
@@ -39,6 +43,14 @@ def measure_endurance(meeting: Meeting, settings: DeviceProbeSettings, seconds: 
                     "endurance_correct", f"slice {len(rates) + 1}: the same product has other bits"
                 )
             rates.append(2 * settings.matrix_size**3 * count / (time.monotonic() - began) / 1e12)
+    if meeting.is_gpu:
+        meeting.begin("errors under load")
+        for _ in range(PRODUCTS_WHILE_READING):
+            again = left @ right
+        if meeting.process == 0:
+            meeting.recorder.fact("gpus", describe_gpus()[0])
+            meeting.recorder.fact("xids", xids())
+        meeting.sync()
     quarter = max(1, len(rates) // 4)
     start, end = statistics.median(rates[:quarter]), statistics.median(rates[-quarter:])
     meeting.recorder.figure("endurance_product_tflops_per_s", end)

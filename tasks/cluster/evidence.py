@@ -25,6 +25,7 @@ class Evidence:
         training: figures of the training program's runs.
         history: see :data:`History`.
         notes: what is not known, and why.
+        variants: records of the ranks of each variant of the collectives, by its name.
         own_versions: of the process that submitted the jobs; they decide who is wrong where two halves differ.
     """
 
@@ -37,6 +38,7 @@ class Evidence:
     num_history: int = 0
     notes: Sequence[str] = ()
     own_versions: Mapping[str, str] = field(default_factory=dict)
+    variants: Mapping[str, Sequence[RankRecord]] = field(default_factory=dict)
 
     @cached_property
     def are_hosts_shared(self) -> bool:
@@ -46,8 +48,17 @@ class Evidence:
             for records in self.records.values()
         )
 
+    @cached_property
+    def scheduler_nodes(self) -> frozenset[str]:
+        """The names by which the scheduler knows the nodes that left records; none on this machine, which has no scheduler."""
+        if self.check.pool.backend == "local":
+            return frozenset()
+        return frozenset(r.scheduler_node for records in self.records.values() for r in records if r.scheduler_node)
+
     def node_of(self, record: RankRecord) -> str:
-        """The name of the node that left a record: its host's, since every stage is a job that may number nodes anew."""
+        """The name of the node that left a record: the scheduler's or its host's, since every stage may number nodes anew."""
+        if record.scheduler_node in self.scheduler_nodes:
+            return str(record.scheduler_node)
         return f"node{record.node}" if self.are_hosts_shared else record.host
 
     def place(self, record: RankRecord) -> str:
@@ -56,7 +67,9 @@ class Evidence:
 
     def node_name(self, stage: str, node: int) -> str:
         """The name of a stage's node, known or not; only a record of that very stage tells."""
-        return next((self.node_of(r) for r in self.records.get(stage, ()) if r.node == node), f"node{node}")
+        # Where nodes have names of the scheduler's, `node1` may be that of another one.
+        unknown = f"node number {node}" if self.scheduler_nodes else f"node{node}"
+        return next((self.node_of(r) for r in self.records.get(stage, ()) if r.node == node), unknown)
 
     def places_of_ranks(self, stage: str) -> dict[int, str]:
         """The place of each rank of a stage; of ranks without a record, by the usual order."""
@@ -82,6 +95,12 @@ class Evidence:
                     if figure.peer is not None and figure.peer.isdecimal():
                         figure = figure.model_copy(update={"peer": places.get(int(figure.peer), figure.peer)})
                     found.append(Placed(stage=stage, place=_place(figure.name, self, record), figure=figure))
+        for records in self.variants.values():
+            for record in records:
+                found += [
+                    Placed(stage="collectives", place=_place(figure.name, self, record), figure=figure)
+                    for figure in record.figures
+                ]
         return found + [Placed(stage="training", place="all", figure=figure) for figure in self.training]
 
 
@@ -91,7 +110,9 @@ def _place(name: str, evidence: Evidence, record: RankRecord) -> str:
         return evidence.node_of(record)
     if name.startswith("node_"):
         return evidence.node_of(record)
-    group = ("all_", "reduce_scatter", "broadcast", "send_recv")
+    if name.startswith("rail_"):
+        return f"rail {record.facts.get('rail', 'not told')}"
+    group = ("all_", "reduce_scatter", "broadcast", "send_recv", "ring_")
     return "all" if name.startswith(group) else evidence.place(record)
 
 
@@ -113,7 +134,9 @@ def read_records(folder: Path) -> tuple[list[RankRecord], list[tuple[int, str]]]
 def history_key(placed: Placed) -> str:
     """The name under which a figure is kept: ``collectives/all_reduce_busbw_gbytes_per_s/1048576/all``."""
     figure = placed.figure
-    parts = [placed.stage, figure.name, str(figure.size_bytes) if figure.size_bytes is not None else "", placed.place]
+    # Names of drifted figures are kept in one line, with a space between them.
+    place = placed.place.replace(" ", "_")
+    parts = [placed.stage, figure.name, str(figure.size_bytes) if figure.size_bytes is not None else "", place]
     if figure.peer is not None:
         parts.append(f"to {figure.peer}")
     return "/".join(part for part in parts if part)

@@ -249,6 +249,8 @@ def _action(name: str) -> str:
         return "look at this node's mount options, network to the storage, and other load on it"
     if name.startswith("lateness"):
         return LATE
+    if name.startswith("rail_"):
+        return "see this rail's adapters, cables and switch on every node (ibstat, ibdiagnet); the pair matrix may tell which"
     if name.endswith("loss_difference"):
         return "look at the devices' gates: a difference between two equal runs is a corrupted product or collective"
     if name.startswith("training"):

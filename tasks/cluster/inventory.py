@@ -13,6 +13,7 @@ import torch
 from tasks.cluster.faults import Faults
 from tasks.cluster.meeting import Meeting
 from tasks.hardware.infiniband import ports
+from tasks.hardware.kernel_log import xids
 from tasks.hardware.nvml import describe_gpus
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
@@ -47,7 +48,7 @@ def take_inventory(meeting: Meeting, faults: Faults) -> None:
         if error:
             recorder.fact("nvml_error", error)
         recorder.fact("infiniband", ports(Path("/sys/class/infiniband")))
-        recorder.fact("xids", _xids())
+        recorder.fact("xids", xids())
     meeting.begin("clocks")
     _clock(meeting)
 
@@ -69,32 +70,6 @@ def _processor() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
-
-
-def _xids() -> list[str] | str:
-    """Lines of the kernel's log that tell of errors of GPUs; or why it cannot be read."""
-    try:
-        descriptor = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
-    except OSError as error:
-        return f"the kernel's log cannot be read: {error.strerror}"
-    lines: list[str] = []
-    try:
-        while True:
-            try:
-                line = os.read(descriptor, 8192).decode(errors="replace")
-            except BlockingIOError:
-                return lines
-            except BrokenPipeError:
-                # Overwritten while we read: the next one follows.
-                continue
-            except OSError as error:
-                return f"the kernel's log cannot be read: {error.strerror}"
-            if not line:
-                return lines
-            if "NVRM: Xid" in line:
-                lines.append(line.partition(";")[2].strip())
-    finally:
-        os.close(descriptor)
 
 
 def _clock(meeting: Meeting) -> None:

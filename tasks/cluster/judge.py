@@ -3,11 +3,13 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
+from tasks.cluster.endurance_gates import endurance_findings
 from tasks.cluster.evidence import Evidence
 from tasks.cluster.figure_gates import FABRIC, LATE, LIMITS_OF_REFERENCE, References, figure_findings
 from tasks.cluster.inventory_gates import dicts_of, inventory_findings, minority
 from tasks.cluster.pairs import localise, node_of, slow_routes
 from tasks.cluster.transport import transport_findings
+from tasks.cluster.variants import expected_of_variants, variant_findings
 from tasks.contracts.cluster_report import Finding, Layer, Status, Suspect
 from tasks.contracts.cluster_settings import STAGES
 from tasks.hardware.reference import chip_of, fabric_of
@@ -61,6 +63,8 @@ def judge(evidence: Evidence) -> list[Finding]:
         *_problem_findings(evidence),
         *_equal_steps(evidence),
         *transport_findings(evidence),
+        *variant_findings(evidence),
+        *endurance_findings(evidence),
         *pairs,
         *figures,
         *_limits_without_a_gate(evidence, figures, pairs),
@@ -227,11 +231,18 @@ def _problem_findings(evidence: Evidence) -> list[Finding]:
         "storage": ["shared_writable", "shared_correct", "shared_is_one", "scratch_writable", "scratch_correct"],
         "endurance": ["endurance_correct"],
     }
+    # Once for all rails: they are one figure by its name.
+    usual["collectives"] += dict.fromkeys(
+        name.replace("_busbw_gbytes_per_s", "_correct") for _, name, _, _ in expected_of_variants(evidence)
+    )
     for stage, outcome in evidence.outcomes.items():
         if outcome.state in NOT_RUN:
             continue
         seen: dict[str, dict[str, str]] = defaultdict(dict)
-        for record in evidence.records.get(stage, ()):
+        records = list(evidence.records.get(stage, ()))
+        if stage == "collectives":
+            records += [record for own in evidence.variants.values() for record in own]
+        for record in records:
             for problem in record.problems:
                 place = evidence.node_of(record) if stage == "storage" else evidence.place(record)
                 seen[problem.gate].setdefault(place, problem.error)
@@ -379,4 +390,4 @@ def expected_figures(evidence: Evidence) -> list[tuple[str, str, int | None, str
             found += [(stage, name, None, "all") for name in names]
             if check.pool.world_size > 1:
                 found.append((stage, "training_scaling_efficiency", None, "all"))
-    return found
+    return found + expected_of_variants(evidence)

@@ -59,7 +59,7 @@ class Meeting:
         node, host = _node(), os.environ.get("NODE_NAME") or socket.gethostname()
         record = RankRecord(
             rank=rank, world_size=int(os.environ["WORLD_SIZE"]), node=node, process=process, host=host,
-            doing="meeting the other ranks", step=0,
+            doing="meeting the other ranks", step=0, scheduler_node=_scheduler_node(),
         )  # fmt: skip
         recorder = Recorder(attempt.folder, record)
         is_gpu = devices and torch.cuda.is_available()
@@ -144,6 +144,11 @@ class Meeting:
         """Close the groups."""
         self.recorder.done()
         dist.destroy_process_group()
+
+
+def _scheduler_node() -> str | None:
+    """The scheduler's name of this node, by which it can be drained; a host may be called otherwise."""
+    return os.environ.get("SLURMD_NODENAME") or os.environ.get("NODE_NAME") or None
 
 
 def _node() -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tasks.cluster.report import not_passed, size_text
+from tasks.cluster.report import not_passed, reaction_lines, size_text
 from tasks.contracts.cluster_report import Finding, Report, Status
 from tasks.hardware.reference import fabric_of
 from tasks.pages.cluster_figures import bandwidth_by_size, pair_matrix, trend
@@ -53,6 +53,7 @@ def page(report: Report, earlier: Sequence[Mapping[str, Any]]) -> str:
         headline=_headline(report),
         bad=sorted(bad, key=lambda f: (f.status is Status.WARN, f.layer == "presence", f.stage)),
         unmeasured=unmeasured,
+        reaction=reaction_lines(report),
         curves=_markup(_curves(report)),
         matrix=_markup(_matrix(report)),
         statuses=[s.value for s in Status],

@@ -8,9 +8,11 @@ from typing import Any
 from tasks.cluster.evidence import Evidence, history_key
 from tasks.cluster.figure_gates import NOTHING_TO_HOLD_IT_AGAINST
 from tasks.cluster.judge import judge, references_of, statement_of, status_of, suspects_of
+from tasks.cluster.reaction import told
 from tasks.contracts.cluster_report import Finding, NodeFacts, Report, Status
 from tasks.contracts.files import digest_of
 
+MAX_REACTION_CHARACTERS = 5000
 GOOD = (Status.PASS, Status.WARN)
 FINGERPRINT = ("torch", "cuda", "nccl", "kernel", "processor", "num_processors", "num_threads")
 
@@ -150,7 +152,19 @@ def terminal(report: Report) -> str:
             f"suspect {number}: {suspect.place} ({len(suspect.gates)} gates). {_sentence(suspect.action)}"
             for number, suspect in enumerate(report.suspects[:5], 1)
         ]
+    if reacted := reaction_lines(report):
+        lines += ["", *reacted]
     return "\n".join([*lines, "", report.statement])
+
+
+def reaction_lines(report: Report) -> list[str]:
+    """What was done to the nodes that are accused, or would be, and what was left alone; empty where nothing was asked for."""
+    if report.reaction is None:
+        return []
+    mode = "a dry run: nothing was done" if report.reaction.mode == "dry_run" else report.reaction.mode
+    lines = [f"reaction ({mode}): {told(action)} (by {action.undone_by})" for action in report.reaction.actions]
+    lines += [f"reaction ({mode}): left alone: {why}" for why in report.reaction.left_alone]
+    return lines or [f"reaction ({mode}): no node is accused"]
 
 
 def _key_figures(report: Report, stage: str) -> str:
@@ -217,6 +231,8 @@ def markdown(report: Report) -> str:
             f"| {outcome.stage} | {outcome.state} | {outcome.seconds:.1f} | " + " | ".join(map(str, counts)) + " |"
         )
     lines += ["", *(f"- {_cell(note)}" for note in report.notes)]
+    # Whole: a command that is cut does something else.
+    lines += [f"- {_cell(line, MAX_REACTION_CHARACTERS)}" for line in reaction_lines(report)]
     return "\n".join(lines)
 
 
@@ -286,8 +302,8 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + "." if text else ""
 
 
-def _cell(text: Any) -> str:
-    return _short(str(text).replace("|", "\\|").replace("`", "'"), 300)
+def _cell(text: Any, limit: int = 300) -> str:
+    return _short(str(text).replace("|", "\\|").replace("`", "'"), limit)
 
 
 def _label(text: str) -> str:

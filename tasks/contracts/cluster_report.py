@@ -52,16 +52,30 @@ class RankRecord(Frozen):
     """What it was doing last; `done` at the end."""
     step: int
     """How many measurements it has begun."""
+    scheduler_node: str | None = None
+    """What Slurm or Kubernetes calls its node; None: no scheduler told."""
     facts: dict[str, Any] = Field(default_factory=dict)
     figures: tuple[Figure, ...] = ()
     problems: tuple[Problem, ...] = ()
+
+
+OutcomeState = Literal["done", "failed", "error", "skipped", "yielded"]
+
+
+class VariantOutcome(Frozen):
+    """How the job of one variant of a stage ended."""
+
+    name: str
+    """`ring`, `rail mlx5_3`."""
+    state: OutcomeState
+    error: str = ""
 
 
 class StageOutcome(Frozen):
     """How the jobs of a stage ended."""
 
     stage: str
-    state: Literal["done", "failed", "error", "skipped", "yielded"]
+    state: OutcomeState
     """`failed`: ranks did. `error`: the pool could not run it. `yielded`: the pool was taken and the check gave way."""
     error: str = ""
     """Why it failed or was skipped."""
@@ -69,6 +83,10 @@ class StageOutcome(Frozen):
     """Ranks that are to blame, as far as what they left tells."""
     culprit_nodes: tuple[int, ...] = ()
     """Nodes that never came."""
+    is_own_error: bool = False
+    """It failed by an error of the program, its settings or a limit, and so of no node, whoever met it first."""
+    variants: tuple[VariantOutcome, ...] = ()
+    """Of collectives: what was measured again with other settings of NCCL's."""
     seconds: float = 0.0
 
 
@@ -127,6 +145,32 @@ class Suspect(Frozen):
     action: str
 
 
+class NodeAction(Frozen):
+    """One node that is taken out of use, or would be."""
+
+    node: str
+    """As the scheduler calls it."""
+    state: Literal["planned", "done", "already", "failed"]
+    """`planned`: a dry run. `already`: it was out of use before, and nothing was done."""
+    what: str
+    """The command on Slurm, the taint on Kubernetes, exactly."""
+    undo: str
+    """The command that puts it back to use."""
+    undone_by: str
+    """Who may do that."""
+    detail: str = ""
+    """Since when and why it was out of use already; or why it could not be done."""
+
+
+class Reaction(Frozen):
+    """What was done to the nodes that the verdict accuses."""
+
+    mode: Literal["dry_run", "drain"]
+    actions: tuple[NodeAction, ...] = ()
+    left_alone: tuple[str, ...] = ()
+    """Whom the verdict names and why nothing is done to it."""
+
+
 class NodeFacts(Frozen):
     """One node of the report's table."""
 
@@ -163,3 +207,5 @@ class Report(Frozen):
     figures: tuple[Placed, ...]
     notes: tuple[str, ...] = ()
     """What is not known, and why."""
+    reaction: Reaction | None = None
+    """None: none was asked for."""

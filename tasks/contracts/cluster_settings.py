@@ -12,6 +12,7 @@ Stage = Literal["inventory", "devices", "collectives", "storage", "training", "e
 STAGES: tuple[Stage, ...] = ("inventory", "devices", "collectives", "storage", "training", "endurance")
 """In the order in which they run."""
 Collective = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv"]
+VariantKind = Literal["ring", "rails"]
 Shape = Literal["toy", "lora-1b", "lora-8b"]
 FaultKind = Literal[
     "sleep", "half_threads", "corrupt", "wrong_version", "read_only", "full_disk", "dead", "hang", "nan"
@@ -54,6 +55,9 @@ class CollectiveProbeSettings(Settings):
     """Message of the test of all pairs."""
     max_pair_ranks: int = Field(default=64, ge=2)
     """Up to so many ranks all pairs are measured; above it the first rank of every node stands for its node."""
+    variants: tuple[VariantKind, ...] = ("ring", "rails")
+    """Measured again between nodes with GPUs, each in a job of its own: `ring` with NCCL's ring algorithm alone, `rails` the
+    all-reduce over one InfiniBand adapter of each node at a time, where NCCL uses several."""
 
     def sizes_bytes(self) -> tuple[int, ...]:
         """The sizes from smallest to largest."""
@@ -126,6 +130,19 @@ class ThresholdSettings(Settings):
     place of the floor. Lowest for bandwidths and rates, highest for times."""
 
 
+class ReactionSettings(Settings):
+    """What is done to nodes that a FAIL accuses: nothing, unless it is asked for."""
+
+    mode: Literal["none", "dry_run", "drain"] = "none"
+    """`dry_run`: say exactly what would be done, and do nothing. `drain`: drain the node on Slurm, taint it (NoSchedule) on
+    Kubernetes; what runs there goes on, nothing new starts. Try `dry_run` first."""
+    max_nodes: int = Field(default=1, ge=1)
+    """At most so many nodes are taken out of use by one check. Where more are accused none is: what so many have in common
+    may be to blame, or the check."""
+    max_share: float = Field(default=0.1, gt=0, le=0.5)
+    """And at most this share of the check's nodes, rounded down, but one."""
+
+
 class InjectedFault(Settings):
     """A fault that the check does to itself, to prove that its gates find it. Such a run is marked and kept out of history."""
 
@@ -159,6 +176,7 @@ class ClusterCheck(Settings):
     stall_limit_s: float = Field(default=60.0, gt=0)
     """A rank that does not come to the next measurement for so long is reported as hung."""
     thresholds: ThresholdSettings = ThresholdSettings()
+    reaction: ReactionSettings = ReactionSettings()
     inject: InjectedFault | None = None
     """Prove the gates: do this to one process. Empty: nothing."""
     pool: PoolSettings = PoolSettings(max_retries=0, time_limit_minutes=20)
@@ -172,6 +190,16 @@ class ClusterCheck(Settings):
             raise ValueError(
                 f"soak_minutes={self.soak_minutes:g} does not fit into a job of pool.time_limit_minutes="
                 f"{self.pool.time_limit_minutes:g}; allow it some minutes more than the soak"
+            )
+        if self.reaction.mode != "none" and self.pool.backend == "local":
+            raise ValueError(
+                f"reaction.mode={self.reaction.mode}: pool.backend=local has no scheduler that could take a node out of use; "
+                "set reaction.mode=none, or pool.backend to slurm or kubernetes"
+            )
+        if self.reaction.mode == "drain" and self.inject is not None:
+            raise ValueError(
+                f"reaction.mode=drain: inject={self.inject.kind} does a fault to a sound node, which must not be drained for it; "
+                "set reaction.mode=dry_run"
             )
         if self.inject is not None and (
             self.inject.node >= self.pool.num_nodes or self.inject.process >= self.pool.processes_per_node

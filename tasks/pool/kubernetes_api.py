@@ -54,22 +54,39 @@ class KubernetesApi:
         self._ahead = timedelta()
         self._opening = asyncio.Lock()
 
-    def request(self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: Any = None) -> Any:
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
+    ) -> Any:
         """The answer's JSON.
 
         Args:
             path: absolute, as ``/api/v1/namespaces``.
+            content_type: of ``body``; a PATCH has several.
 
         Raises:
             ApiError: refused, in the API's own words.
             Unreachable: no answer after several tries.
         """
-        return json.loads(self.read(method, path, query=query, body=body))
+        return json.loads(self.read(method, path, query=query, body=body, content_type=content_type))
 
-    def read(self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: Any = None) -> bytes:
+    def read(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
+    ) -> bytes:
         """The answer as it came. Raises as :meth:`request` does."""
         target = f"{path}?{urlencode(query)}" if query else path
-        answer = asyncio.run_coroutine_threadsafe(self._until_answered(method, target, body), _loop())
+        answer = asyncio.run_coroutine_threadsafe(self._until_answered(method, target, body, content_type), _loop())
         return answer.result()
 
     def now(self) -> datetime:
@@ -83,11 +100,11 @@ class KubernetesApi:
         """End the connections."""
         asyncio.run_coroutine_threadsafe(self._forget(), _loop()).result(CLOSE_LIMIT_S)
 
-    async def _until_answered(self, method: str, target: str, body: Any) -> bytes:
+    async def _until_answered(self, method: str, target: str, body: Any, content_type: str) -> bytes:
         reloaded = False
         for wait_s in (*WAITS_S, None):
             try:
-                status, data = await self._once(method, target, body)
+                status, data = await self._once(method, target, body, content_type)
             except (OSError, TimeoutError, _client_error()) as error:
                 status, problem = 0, f"{type(error).__name__} {error}".strip()
             else:
@@ -106,9 +123,9 @@ class KubernetesApi:
         where = self._client.configuration.host if self._client else "the cluster"
         raise Unreachable(f"{where} does not answer {method} {target}: {problem}; is it up? (kubectl cluster-info)")
 
-    async def _once(self, method: str, target: str, body: Any) -> tuple[int, bytes]:
+    async def _once(self, method: str, target: str, body: Any, content_type: str) -> tuple[int, bytes]:
         client = await self._open()
-        headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        headers = {"Accept": "application/json", "Content-Type": content_type}
         await client.update_params_for_auth(headers, [], ["BearerToken"])
         answer = await client.rest_client.request(
             method,
@@ -158,6 +175,8 @@ class KubernetesApi:
         if status == 401:
             who = f"context {self._context}" if self._context else "the current context or the pod's service account"
             return f"; the credentials of {who} have expired or are not known there: log in again"
+        if status == 403 and 'resource "nodes"' in problem:
+            return "; the right to taint nodes is given apart, by infra/kubernetes/node-taints"
         if status == 403 and "cannot" in problem:
             return "; infra/kubernetes/training-pool has a role with the rights that are needed"
         if status == 404 and problem.startswith("namespaces "):

@@ -4,8 +4,6 @@ State is asked of squeue first, then of sacct where there is accounting, then of
 controller that cannot be reached is UNKNOWN, which is neither success nor failure: it comes back.
 """
 
-import os
-import subprocess
 import time
 import uuid
 from collections.abc import Iterator
@@ -28,17 +26,14 @@ from tasks.pool.attempts import (
     state_left_behind,
     submitting,
 )
+from tasks.pool.slurm_commands import slurm
 from tasks.pool.slurm_script import comment, sbatch_script
 
-COMMAND_LIMIT_S = 60
 CANCEL_LIMIT_S = 120
 POLL_S = 1.0
 STORAGE_LAG_S = 60
 """Longer than the attribute cache of NFS keeps (acdirmax)."""
 
-_AWAY = ("unable to contact slurm controller", "socket timed out", "connection refused", "zero bytes were transmitted",
-         "communication connection failure", "unable to connect to slurm", "slurm backup controller in standby mode")  # fmt: skip
-"""What Slurm's commands say when they could not ask, rather than when they were refused."""
 _QUEUED = {"PENDING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "STOPPED"}
 _RUNNING = {"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING"}
 _LOST = {"PREEMPTED", "NODE_FAIL"}
@@ -75,7 +70,7 @@ class SlurmPool:
             write_text(attempt / "token", token)
             write_text(script, sbatch_script(job, attempt, token, self._settings, self._network))
             try:
-                number = _slurm("sbatch", "--parsable", str(script)).split(";")[0].strip()
+                number = slurm("sbatch", "--parsable", str(script)).split(";")[0].strip()
             except SchedulerAway:
                 # It may have been accepted all the same: the next submission looks for it by its comment.
                 raise
@@ -123,7 +118,7 @@ class SlurmPool:
             number = self._number(Path(job))
             if number is None:
                 return None
-            lines = _slurm("squeue", "--noheader", "--jobs", number, "--format=%T %r").split("\n")
+            lines = slurm("squeue", "--noheader", "--jobs", number, "--format=%T %r").split("\n")
         except PoolError as error:
             return str(error)
         state, _, reason = lines[0].partition(" ")
@@ -158,7 +153,7 @@ class SlurmPool:
         while (told := _state_of(number)) is not None and (told in _QUEUED or told in _RUNNING or _is_queued(number)):
             if time.monotonic() > deadline:
                 raise PoolError(f"Slurm's job {number} is still {told} {CANCEL_LIMIT_S} s after scancel")
-            _slurm("scancel", "--quiet", number)
+            slurm("scancel", "--quiet", number)
             time.sleep(POLL_S)
         if state_left_behind(attempt) is None:
             # What ended by itself keeps its end, also when Slurm has forgotten it.
@@ -174,7 +169,7 @@ class SlurmPool:
             return None
         # Whoever submitted it died before the number was written: the comment tells which job it is.
         wanted = comment(read_spec(attempt), attempt, (attempt / "token").read_text())
-        for line in _slurm("squeue", "--noheader", "--states=all", "--me", "--format=%i %k").splitlines():
+        for line in slurm("squeue", "--noheader", "--states=all", "--me", "--format=%i %k").splitlines():
             number, _, text = line.strip().partition(" ")
             if text == wanted:
                 write_json(path, {"slurm_job_id": number})
@@ -218,7 +213,7 @@ class SlurmPool:
 def _state_of(number: str) -> str | None:
     """What Slurm calls the job's state; None if it knows no such job any more."""
     try:
-        told = _slurm("squeue", "--noheader", "--states=all", "--jobs", number, "--format=%T").split()
+        told = slurm("squeue", "--noheader", "--states=all", "--jobs", number, "--format=%T").split()
     except PoolError as error:
         if "Invalid job id" not in str(error):
             raise
@@ -226,7 +221,7 @@ def _state_of(number: str) -> str | None:
     if told:
         return told[0]
     try:
-        accounted = _slurm("sacct", "--noheader", "--allocations", "--parsable2", "--jobs", number, "--format=State")
+        accounted = slurm("sacct", "--noheader", "--allocations", "--parsable2", "--jobs", number, "--format=State")
     except PoolError as error:
         # Many clusters keep no accounts; then the files that the job left decide.
         if "accounting storage is disabled" in str(error).lower() or "not found" in str(error):
@@ -239,39 +234,8 @@ def _state_of(number: str) -> str | None:
 
 def _is_queued(number: str) -> bool:
     try:
-        return bool(_slurm("squeue", "--noheader", "--jobs", number, "--format=%T").split())
+        return bool(slurm("squeue", "--noheader", "--jobs", number, "--format=%T").split())
     except PoolError as error:
         if "Invalid job id" in str(error):
             return False
         raise
-
-
-def _slurm(command: str, *arguments: str) -> str:
-    """The output of one of Slurm's commands.
-
-    Raises:
-        PoolError: it is not there, does not answer, or refuses; quoted.
-    """
-    try:
-        done = subprocess.run(
-            [command, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_LIMIT_S,
-            # Settings of the caller's shell (SBATCH_PARTITION, SQUEUE_FORMAT) would change what is asked.
-            env={k: v for k, v in os.environ.items() if not k.startswith(("SBATCH_", "SQUEUE_", "SCANCEL_", "SLURM_"))}
-            | {k: v for k, v in os.environ.items() if k in ("SLURM_CONF", "SLURM_CLUSTERS")},
-        )
-    except FileNotFoundError as error:
-        raise PoolError(
-            f"{command} not found: run this on a machine with Slurm's commands (a login node), or set pool.backend=local"
-        ) from error
-    except subprocess.TimeoutExpired as error:
-        raise SchedulerAway(
-            f"{command} did not answer in {COMMAND_LIMIT_S} s; is the controller up? (scontrol ping)"
-        ) from error
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip() or f"exit status {done.returncode}"
-        is_away = any(sign in said.lower() for sign in _AWAY)
-        raise (SchedulerAway if is_away else PoolError)(f"{command}: {said}")
-    return done.stdout

@@ -75,6 +75,12 @@ def probe_job(check: ClusterCheck, folder: RunFolder, stage: str) -> JobSpec:
     return _job(check, folder, stage, "tasks.cluster", arguments, is_wide=is_wide)
 
 
+def variant_probe_job(check: ClusterCheck, folder: RunFolder, name: str, variant: Mapping[str, Any]) -> JobSpec:
+    """The collectives again, as ``variant`` tells the ranks; beside the stage's own job."""
+    job = probe_job(check, folder, "collectives")
+    return _job(check, folder, name, job.module, {**job.arguments, "variant": dict(variant)})
+
+
 def training_probe_job(
     check: ClusterCheck,
     folder: RunFolder,

@@ -6,7 +6,8 @@ from typing import Any
 from tasks.cluster.evidence import Evidence
 from tasks.cluster.figure_gates import References
 from tasks.cluster.judge import expected_figures, judge, references_of
-from tasks.contracts.cluster_report import Figure, Finding, RankRecord, StageOutcome, Status
+from tasks.cluster.variants import Variant, variants_of
+from tasks.contracts.cluster_report import Figure, Finding, RankRecord, StageOutcome, Status, VariantOutcome
 from tasks.contracts.cluster_settings import STAGES, ClusterCheck
 from tasks.hardware.reference import fabric_of
 
@@ -52,7 +53,9 @@ class Cluster:
             for stage in self.check.stages if stage != "training"
         }  # fmt: skip
         self.training: list[Figure] = []
+        self.variants: dict[str, list[RankRecord]] = {}
         self.change("inventory", self._with_inventory)
+        self.change("endurance", self._with_gpus_again)
         self.change("devices", lambda r: r.model_copy(update={"facts": {"step_sha256": "same"}}))
         transport = {
             "network": "IB",
@@ -61,6 +64,7 @@ class Cluster:
         }
         self.change("collectives", lambda r: r.model_copy(update={"facts": {"transport": transport}}))
         self._fill()
+        self._fill_variants()
 
     def change(self, stage: str, change: Callable[[RankRecord], RankRecord], *ranks: int) -> None:
         """Replace the records of a stage, or those of some ranks."""
@@ -95,6 +99,7 @@ class Cluster:
             self.training,
             history=self.history,
             own_versions=self.own_versions,
+            variants=self.variants,
         )
 
     def findings(self) -> list[Finding]:
@@ -131,6 +136,11 @@ class Cluster:
             facts["xids"] = []
         return record.model_copy(update={"facts": facts, "figures": (Figure(name="clock_ahead_s", value=0.0),)})
 
+    def _with_gpus_again(self, record: RankRecord) -> RankRecord:
+        before = self.records["inventory"][record.rank].facts
+        again = {name: before[name] for name in ("gpus", "xids")} if record.process == 0 else {}
+        return record.model_copy(update={"facts": again})
+
     def _fill(self) -> None:
         """Every figure that is expected, at a sound value."""
         references, _ = references_of(self.evidence)
@@ -153,6 +163,25 @@ class Cluster:
             self.change(
                 "collectives", lambda r, pairs=pairs: r.model_copy(update={"figures": (*r.figures, *pairs)}), rank
             )
+
+    def _fill_variants(self) -> None:
+        """Each variant that this cluster should have, measured as it should be."""
+        planned = [v for found in variants_of(self.evidence).values() if not isinstance(found, str) for v in found]
+        for variant in planned:
+            self.variants[variant.name] = [self._of_variant(r, variant) for r in self.records["collectives"]]
+        if planned:
+            outcomes = tuple(VariantOutcome(name=v.name, state="done") for v in planned)
+            self.outcomes["collectives"] = self.outcomes["collectives"].model_copy(update={"variants": outcomes})
+
+    def _of_variant(self, record: RankRecord, variant: Variant) -> RankRecord:
+        adapters = [variant.rail] if variant.rail else record.facts["transport"]["adapters"]
+        facts = {"rail": variant.rail, "transport": record.facts["transport"] | {"adapters": adapters}}
+        value = 46.0 if variant.rail else 360.0
+        figures = tuple(
+            Figure(name=f"{variant.prefix}{operation}_busbw_gbytes_per_s", value=value, size_bytes=size)
+            for operation in variant.operations for size in variant.sizes_bytes
+        )  # fmt: skip
+        return record.model_copy(update={"facts": facts, "figures": figures if record.rank == 0 else ()})
 
     def _sound(self, references: References, name: str, size: int | None) -> float:
         if name in SOUND:

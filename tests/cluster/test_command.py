@@ -88,6 +88,19 @@ def test_only_what_the_cluster_did_is_held_against_it(monkeypatch, tmp_path, sta
     assert said in outcome.error
 
 
+@pytest.mark.parametrize(("kind", "is_own_error"), [(FailureKind.USER, True), (FailureKind.TRANSIENT, False)])
+def test_an_error_of_the_program_is_kept_apart_from_a_process_that_gave_way(monkeypatch, tmp_path, kind, is_own_error):
+    def end(run, name, job):
+        raise JobFailed("job", JobState.FAILED, JobError("rank 1", kind=kind))
+
+    monkeypatch.setattr(check_cluster, "run_stage", end)
+    monkeypatch.setattr(check_cluster, "get_run_logger", lambda: logging.getLogger("test"))
+    (tmp_path / "001").mkdir()
+    (tmp_path / "001" / "spec.json").write_text("{}")
+    job = SimpleNamespace(folder=tmp_path, num_nodes=2, processes_per_node=1)
+    assert check_cluster._run_job(None, "devices", job).is_own_error is is_own_error
+
+
 def test_without_mlflow_a_verdict_is_given_and_says_what_is_not_known(monkeypatch):
     def away(query, limit):
         raise MlflowException("API request failed: connection refused")

@@ -28,6 +28,7 @@ class Cluster(kmock.KubernetesEmulator):
         faults: ``(method, part of the path, answer)``, each used once, for the first request that fits.
         seen: ``(method, path with query)`` of every request.
         namespaces: those there are.
+        nodes: those that were added, by name.
         behind: how far its clock is behind this machine's.
     """
 
@@ -37,6 +38,7 @@ class Cluster(kmock.KubernetesEmulator):
         self.faults: list[tuple[str, str, Answer]] = []
         self.seen: list[tuple[str, str]] = []
         self.namespaces: list[str] = []
+        self.nodes: dict[str, dict[str, Any]] = {}
         self.behind = timedelta()
         for resource in (JOBS, PODS, SERVICES, EVENTS):
             self.resources[resource] = {"namespaced": True}
@@ -52,7 +54,12 @@ class Cluster(kmock.KubernetesEmulator):
             method, part, answer = fault
             if raw.method == method and part in raw.path_qs:
                 self.faults.remove(fault)
-                return await answer(raw, lambda: super(Cluster, self).__call__(raw))
+                return await answer(raw, lambda: self._as_usual(raw))
+        return await self._as_usual(raw)
+
+    async def _as_usual(self, raw: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:
+        if found := re.fullmatch(r"/api/v1/nodes/([^/]+)", raw.path):
+            return await self._node(raw, found[1])
         if found := re.fullmatch(r"/api/v1/namespaces(?:/([^/]+))?", raw.path):
             return await self._namespace(raw, found[1])
         return await super().__call__(raw)
@@ -69,6 +76,30 @@ class Cluster(kmock.KubernetesEmulator):
         elif raw.method == "DELETE":
             self.namespaces.remove(name)
         return aiohttp.web.json_response({"kind": "Namespace", "metadata": {"name": name}})
+
+    def add_node(self, name: str, taints: list[dict[str, Any]]) -> dict[str, Any]:
+        self.nodes[name] = {
+            "kind": "Node",
+            "metadata": {"name": name, "resourceVersion": "1"},
+            "spec": {"taints": taints},
+        }
+        return self.nodes[name]
+
+    async def _node(self, raw: aiohttp.web.BaseRequest, name: str) -> aiohttp.web.Response:
+        """Nodes are in no namespace either; a merge patch replaces lists whole and is refused for a version that is past."""
+        node = self.nodes.get(name)
+        if node is None:
+            return refusal(404, f'nodes "{name}" not found')
+        if raw.method == "PATCH":
+            if raw.content_type != "application/merge-patch+json":
+                return refusal(415, f"the body of the request was in an unknown format: {raw.content_type}")
+            patch = await raw.json()
+            version = node["metadata"]["resourceVersion"]
+            if patch["metadata"]["resourceVersion"] != version:
+                return refusal(409, f'Operation cannot be fulfilled on nodes "{name}": the object has been modified')
+            node["spec"] |= patch["spec"]
+            node["metadata"]["resourceVersion"] = str(int(version) + 1)
+        return aiohttp.web.json_response(node)
 
     async def _handle(self, request):
         if request.action == kmock.action.CREATE:
