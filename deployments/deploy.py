@@ -40,6 +40,7 @@ from deployments.declared import Declared, Site, read_declared, read_site
 from deployments.server import ServerProblem, check_server, server_address
 from deployments.work_pools import WorkPool, work_pools
 from tasks.contracts.overrides import SettingsError, dotted
+from tasks.tracking.server import TrackingUnavailable, check_mlflow
 
 DONE, NO_SERVER, BAD_PARAMETERS = 0, 1, 2
 FORM = "parameter_openapi_schema"
@@ -254,9 +255,12 @@ def deploy(site: Site, *, is_dry_run: bool) -> int:
     Raises:
         SettingsError: parameters of a deployment do not fit the code.
         ServerProblem: the server cannot be used.
+        TrackingUnavailable: the MLflow that MLFLOW_TRACKING_URI names cannot be used; runs here would find out one by one.
     """
     declared = read_declared(site)
     server_address()
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        check_mlflow(uri)
     with get_client(sync_client=True) as client:
         version = check_server(client)
         print(f"Prefect {version} at {client.api_url}")
@@ -290,7 +294,7 @@ def main() -> int:
         lines = "\n".join(f"  {line}" for line in str(error).splitlines())
         print(f"error: these deployments cannot be used:\n{lines}", file=sys.stderr)
         return BAD_PARAMETERS
-    except ServerProblem as error:
+    except (ServerProblem, TrackingUnavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         return NO_SERVER
     return DONE

@@ -28,6 +28,7 @@ from flows.finetune import git_revision
 from flows.in_process import INTERRUPTED, Interruption, command_line, in_process
 from flows.local_stack import StackError, end_as_with_ctrl_c
 from flows.preflight import check_pool
+from flows.refused import tell_next_step
 from tasks.check_cluster import conclude, measure
 from tasks.cluster.report import terminal
 from tasks.contracts.cluster_report import BAD_END_STATES, Report, StageOutcome, Status
@@ -56,7 +57,7 @@ def cancel_jobs(flow: Any, flow_run: FlowRun, state: State) -> None:
     cancel_run(check, CheckFolder(check.storage, flow_run.parameters.get("run") or str(flow_run.id)))
 
 
-@flow(name=NAME, on_cancellation=[cancel_jobs], persist_result=False)
+@flow(name=NAME, on_cancellation=[cancel_jobs], on_failure=[tell_next_step], persist_result=False)
 def cluster_check(check: ClusterCheck, overrides: Sequence[str] = (), run: str | None = None) -> Any:
     """Measure a cluster stage by stage and give a verdict with evidence.
 
