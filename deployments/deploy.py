@@ -26,6 +26,7 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
 
 from deployments.automations import (
+    EARLIER_FORMS,
     RECONCILE,
     WEBHOOK_BLOCK,
     WEBHOOK_VARIABLE,
@@ -103,7 +104,7 @@ def undeclared_automations(client: SyncPrefectClient) -> list[tuple[str, UUID]]:
     """Names and ids of automations on the server that are named as ours are, and that no file declares any more."""
     ours = [*reconciling(uuid4(), Site().heartbeat_s), *telling(uuid4())]
     names = {automation.name for automation in ours}
-    forms = tuple({f"{name.partition(':')[0]}: " for name in names})
+    forms = (*{f"{name.partition(':')[0]}: " for name in names}, *EARLIER_FORMS)
     return [(a.name, a.id) for a in client.read_automations() if a.name.startswith(forms) and a.name not in names]
 
 

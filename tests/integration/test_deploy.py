@@ -55,8 +55,12 @@ def test_deploy_makes_everything_once_and_puts_back_what_was_changed(client, mon
     # One that an older checkout made under a name that is no longer ours would tell people twice.
     [left] = [known for known in client.read_automations() if known.name == "tell: a run failed"]
     client.create_automation(AutomationCore.model_validate(left.model_dump() | {"name": "tell: the cluster is fine"}))
+    earlier = "finetune: reconcile a run that crashed"
+    client.create_automation(AutomationCore.model_validate(left.model_dump() | {"name": earlier}))
     assert deploy(Site(), is_dry_run=True) == 0
-    assert "? automation 'tell: the cluster is fine' is on the server and in no file" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "? automation 'tell: the cluster is fine' is on the server and in no file" in said
+    assert f"? automation {earlier!r} is on the server and in no file" in said
 
 
 def test_a_site_changes_the_deployments_that_have_the_gpus(client, capsys):
