@@ -29,8 +29,8 @@ def problems(name: str, workflow: dict) -> list[str]:
             found.append(f"{title} runs on whatever is latest")
         for step in job["steps"]:
             action, command = step.get("uses", ""), step.get("run", "")
-            if action and not re.search(r"@(v\d|[0-9a-f]{40})", action):
-                found.append(f"{action} names no version")
+            if action and not re.search(r"@[0-9a-f]{40}$", action):
+                found.append(f"{action} is not pinned by commit")
             if action.startswith("actions/checkout") and step.get("with", {}).get("persist-credentials") is not False:
                 found.append(f"{title} leaves its token in the checkout")
             # matrix values are the file's own.
@@ -51,7 +51,7 @@ def test_a_workflow_names_versions_and_may_do_the_least(name):
     [
         (lambda w: w.update(permissions="write-all"), "more than read"),
         (lambda w: w["jobs"]["test"].update(permissions={"contents": "write"}), "may write"),
-        (lambda w: w["jobs"]["test"]["steps"].append({"uses": "a/b@main"}), "names no version"),
+        (lambda w: w["jobs"]["test"]["steps"].append({"uses": "a/b@v4"}), "not pinned by commit"),
         (lambda w: w["jobs"]["test"]["steps"][0].pop("with"), "leaves its token"),
         (lambda w: w["jobs"]["test"]["steps"].append({"run": "echo ${{ github.head_ref }}"}), "into a shell"),
         (lambda w: w["jobs"]["test"]["steps"].append({"run": "make tset"}), "no target tset"),
@@ -63,6 +63,16 @@ def test_each_rule_can_be_broken(change, said):
     workflow = copy.deepcopy(WORKFLOWS["ci.yaml"])
     change(workflow)
     assert any(said in problem for problem in problems("ci.yaml", workflow))
+
+
+def test_an_action_is_one_commit_everywhere_and_says_which_version_that_is():
+    pins = {
+        (action, commit, version)
+        for file in FOLDER.glob("*.yaml")
+        for action, commit, version in re.findall(r"uses: ([^@\s]+)@(\S+)(.*)", file.read_text())
+    }
+    assert len({action for action, _, _ in pins}) == len(pins) > 5
+    assert [pin for pin in pins if not re.fullmatch(r" # v\d+\.\d+\.\d+", pin[2])] == []
 
 
 def test_every_python_that_is_promised_is_tested_and_every_suite_runs():
