@@ -20,6 +20,16 @@ def problems(name: str, workflow: dict) -> list[str]:
     if workflow.get("permissions") != {"contents": "read"}:
         found.append("the workflow may do more than read")
     for title, job in workflow["jobs"].items():
+        text = yaml.safe_dump(job)
+        needs = job.get("needs", [])
+        found += [
+            f"{title} needs {n}" for n in ([needs] if isinstance(needs, str) else needs) if n not in workflow["jobs"]
+        ]
+        matrix = job.get("strategy", {}).get("matrix", {})
+        known = {*matrix, *(key for entry in matrix.get("include", []) for key in entry)}
+        found += [f"{title} has no matrix.{n}" for n in set(re.findall(r"\bmatrix\.(\w+)", text)) - known]
+        ids = {step["id"] for step in job["steps"] if "id" in step}
+        found += [f"{title} has no step {n}" for n in set(re.findall(r"\bsteps\.(\w+)\.", text)) - ids]
         writes = {key for key, value in job.get("permissions", {}).items() if value != "read"}
         if extra := writes - WRITES.get(f"{name}/{title}", set()):
             found.append(f"{title} may write {sorted(extra)}")
@@ -57,6 +67,9 @@ def test_a_workflow_names_versions_and_may_do_the_least(name):
         (lambda w: w["jobs"]["test"]["steps"].append({"run": "make tset"}), "no target tset"),
         (lambda w: w["jobs"]["kind"]["steps"].append({"run": "kubectl apply -k infra/nowhere"}), "no file"),
         (lambda w: w["jobs"]["test"].pop("timeout-minutes"), "no time limit"),
+        (lambda w: w["jobs"]["test"].update(needs="chekc"), "needs chekc"),
+        (lambda w: w["jobs"]["demo"]["steps"].append({"run": "echo ${{ matrix.python }}"}), "no matrix.python"),
+        (lambda w: w["jobs"]["test"].update(env={"X": "${{ steps.tags.outputs.x }}"}), "no step tags"),
     ],
 )
 def test_each_rule_can_be_broken(change, said):
