@@ -59,6 +59,8 @@ test-kubernetes: $(INSTALLED)  ## the pool on the cluster of the kubeconfig, in 
 
 stack-test: $(INSTALLED)  ## the stack of compose.yaml here, with a real PostgreSQL; root; PART="start access run kill concurrent backup"
 	ls /usr/lib/postgresql/*/bin/postgres > /dev/null 2>&1 || (apt-get update -qq && apt-get install -qq -y postgresql)
+	@# They need root and a PostgreSQL, which the other jobs of CI have not.
+	$(BIN)/python -m pytest tests/deployments/test_start_checked.py
 	$(BIN)/python -m tests.stack $(PART)
 
 faults: $(INSTALLED)  ## do each fault to a toy training REPEAT times and count; about two minutes a time

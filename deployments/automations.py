@@ -26,12 +26,15 @@ RECONCILE = "reconcile/left-runs"
 WEBHOOK_VARIABLE = "PROVING_GROUND_WEBHOOK"
 WEBHOOK_BLOCK = "proving-ground"
 MISSED_HEARTBEATS = 3
+EARLIER_FORMS = ("finetune: ",)
+"""How names of ours began before; one that is left on a server does its work twice."""
 AFTER_CRASH = timedelta(seconds=STALE_AFTER_S + 30)
 """Until a lease on another machine has run out; a person may retry the run before."""
 ANY_RUN = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
-OUR_RUNS = ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": "finetune"})
+OUR_RUNS = ResourceSpecification(
+    {"prefect.resource.role": "flow", "prefect.resource.name": ["finetune", "cluster-check"]}
+)
 CLUSTERS = ResourceSpecification({"prefect.resource.id": "proving-ground.cluster.*"})
-TOLD = ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": ["finetune", "cluster-check"]})
 BAD_ENDS = {
     f"prefect.flow-run.{state}" for state in ("Failed", "TimedOut", "Crashed", "GatesFailed", *BAD_END_STATES.values())
 }
@@ -57,15 +60,15 @@ def reconciling(reconcile_id: UUID, heartbeat_s: float) -> list[Automation]:
     )
     return [
         Automation(
-            name="finetune: reconcile a run whose heartbeats stay away",
-            description="Its process and its worker are gone: another takes over the running job, or ends it and says so.",
+            name="reconcile: a run whose heartbeats stay away",
+            description="Its process and its worker are gone: another takes over its running job, or ends it and says so.",
             trigger=silent,
             # It fires once, and not before the lease of a machine that died has run out.
             actions=[run],
         ),
         Automation(
-            name="finetune: reconcile a run that crashed",
-            description="Its job may still run: unless somebody retries the run before, another takes it over.",
+            name="reconcile: a run that crashed",
+            description="Its job may still run: unless somebody retries the run before, another takes it over or ends it.",
             trigger=crashed,
             actions=[run],
         ),
@@ -83,7 +86,7 @@ def telling(webhook_id: UUID) -> list[Automation]:
         Automation(
             name="tell: a run failed",
             description="A fine-tuning run or a cluster check ended with an error or without meeting its gates.",
-            trigger=_on(BAD_ENDS, TOLD),
+            trigger=_on(BAD_ENDS, OUR_RUNS),
             actions=[tell],
         ),
         Automation(
@@ -113,7 +116,7 @@ def telling(webhook_id: UUID) -> list[Automation]:
                 after={"prefect.flow-run.heartbeat"},
                 expect={"prefect.flow-run.*"},
                 match=ANY_RUN,
-                match_related=TOLD,
+                match_related=OUR_RUNS,
                 for_each={"prefect.resource.id"},
                 threshold=1,
                 within=timedelta(minutes=5),

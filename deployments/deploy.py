@@ -26,6 +26,7 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
 
 from deployments.automations import (
+    EARLIER_FORMS,
     RECONCILE,
     WEBHOOK_BLOCK,
     WEBHOOK_VARIABLE,
@@ -40,6 +41,7 @@ from deployments.declared import Declared, Site, read_declared, read_site
 from deployments.server import ServerProblem, check_server, server_address
 from deployments.work_pools import WorkPool, work_pools
 from tasks.contracts.overrides import SettingsError, dotted
+from tasks.tracking.server import TrackingUnavailable, check_mlflow
 
 DONE, NO_SERVER, BAD_PARAMETERS = 0, 1, 2
 FORM = "parameter_openapi_schema"
@@ -102,7 +104,7 @@ def undeclared_automations(client: SyncPrefectClient) -> list[tuple[str, UUID]]:
     """Names and ids of automations on the server that are named as ours are, and that no file declares any more."""
     ours = [*reconciling(uuid4(), Site().heartbeat_s), *telling(uuid4())]
     names = {automation.name for automation in ours}
-    forms = tuple({f"{name.partition(':')[0]}: " for name in names})
+    forms = (*{f"{name.partition(':')[0]}: " for name in names}, *EARLIER_FORMS)
     return [(a.name, a.id) for a in client.read_automations() if a.name.startswith(forms) and a.name not in names]
 
 
@@ -254,9 +256,12 @@ def deploy(site: Site, *, is_dry_run: bool) -> int:
     Raises:
         SettingsError: parameters of a deployment do not fit the code.
         ServerProblem: the server cannot be used.
+        TrackingUnavailable: the MLflow that MLFLOW_TRACKING_URI names cannot be used; runs here would find out one by one.
     """
     declared = read_declared(site)
     server_address()
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        check_mlflow(uri)
     with get_client(sync_client=True) as client:
         version = check_server(client)
         print(f"Prefect {version} at {client.api_url}")
@@ -290,7 +295,7 @@ def main() -> int:
         lines = "\n".join(f"  {line}" for line in str(error).splitlines())
         print(f"error: these deployments cannot be used:\n{lines}", file=sys.stderr)
         return BAD_PARAMETERS
-    except ServerProblem as error:
+    except (ServerProblem, TrackingUnavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         return NO_SERVER
     return DONE

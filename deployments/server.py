@@ -6,7 +6,7 @@ import httpx
 import prefect
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 
 class ServerProblem(RuntimeError):
@@ -29,12 +29,16 @@ def check_server(client: SyncPrefectClient) -> str:
     """The server's version.
 
     Raises:
-        ServerProblem: it does not answer, is no Prefect server, refuses the credentials, or is of another version.
+        ServerProblem: it does not answer, is no Prefect server, refuses the credentials, is of another version, has no database.
     """
     address = str(client.api_url)
     try:
-        _check_health(client, address)
-        version = client.request("GET", "/admin/version").json()
+        # Prefect's own would be a minute for a database that is away.
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: min(2, PREFECT_CLIENT_MAX_RETRIES.value())}):
+            _check_health(client, address)
+            version = client.request("GET", "/admin/version").json()
+            _check_version(str(version), address)
+            _check_database(client, address)
     except httpx.TransportError as error:
         raise ServerProblem(
             f"PREFECT_API_URL={address} does not answer ({type(error).__name__}: {error}); is the server running, and the "
@@ -42,12 +46,6 @@ def check_server(client: SyncPrefectClient) -> str:
         ) from error
     except PrefectHTTPStatusError as error:
         raise ServerProblem(_refused(address, error.response)) from error
-    ours = prefect.__version__
-    if version.split(".")[:2] != ours.split(".")[:2]:
-        raise ServerProblem(
-            f"the server at {address} is Prefect {version} and this environment has {ours}: clients and servers of different "
-            "minor versions are not used together. Point PREFECT_API_URL at another server, or upgrade the older of the two"
-        )
     return str(version)
 
 
@@ -63,6 +61,26 @@ def _check_health(client: SyncPrefectClient, address: str) -> None:
             f"{response.headers.get('content-type', 'no content type')}). Has another program taken the port? The address ends "
             "in /api"
         )
+
+
+def _check_version(version: str, address: str) -> None:
+    ours = prefect.__version__
+    if version.split(".")[:2] != ours.split(".")[:2]:
+        raise ServerProblem(
+            f"the server at {address} is Prefect {version} and this environment has {ours}: clients and servers of different "
+            "minor versions are not used together. Point PREFECT_API_URL at another server, or upgrade the older of the two"
+        )
+
+
+def _check_database(client: SyncPrefectClient, address: str) -> None:
+    """The server answers its health check whatever its database does."""
+    try:
+        client.request("GET", "/ready")
+    except PrefectHTTPStatusError as error:
+        raise ServerProblem(
+            f"PREFECT_API_URL={address}: the server runs but cannot use its database (/ready: {error.response.status_code}): "
+            "is PostgreSQL up, has its volume room, are the server's PREFECT_SERVER_DATABASE_* right? See the server's log"
+        ) from error
 
 
 def _refused(address: str, response: httpx.Response) -> str:

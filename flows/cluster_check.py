@@ -29,6 +29,7 @@ from flows.in_process import INTERRUPTED, Interruption, command_line, in_process
 from flows.local_stack import StackError, end_as_with_ctrl_c
 from flows.outlive_worker import outlive_worker
 from flows.preflight import check_pool
+from flows.refused import tell_next_step
 from tasks.check_cluster import conclude, measure
 from tasks.cluster.report import terminal
 from tasks.contracts.cluster_report import BAD_END_STATES, Report, StageOutcome, Status
@@ -38,6 +39,7 @@ from tasks.contracts.files import link, read_json, write_json
 from tasks.contracts.overrides import SettingsError, apply_overrides, read_settings
 from tasks.contracts.run_folder import CheckFolder
 from tasks.hardware.reference import chip_of, chips, fabric_of, fabrics
+from tasks.lease import lease
 from tasks.pool.cancel import cancel_run
 from tasks.pool.supervise import Interrupted
 from tasks.run import CheckRun
@@ -57,7 +59,7 @@ def cancel_jobs(flow: Any, flow_run: FlowRun, state: State) -> None:
     cancel_run(check, CheckFolder(check.storage, flow_run.parameters.get("run") or str(flow_run.id)))
 
 
-@flow(name=NAME, on_cancellation=[cancel_jobs], persist_result=False)
+@flow(name=NAME, on_cancellation=[cancel_jobs], on_failure=[tell_next_step], persist_result=False)
 def cluster_check(check: ClusterCheck, overrides: Sequence[str] = (), run: str | None = None) -> Any:
     """Measure a cluster stage by stage and give a verdict with evidence.
 
@@ -71,7 +73,15 @@ def cluster_check(check: ClusterCheck, overrides: Sequence[str] = (), run: str |
     folder = CheckFolder(check.storage, run or str(current_flow_run.id))
     check_pool(check)
     check_name(folder, str(current_flow_run.id))
-    started = start_check(check, folder)
+    stop = threading.Event()
+    # By it reconcile tells a check whose flow was killed, and ends what it left.
+    with lease(folder.owner, str(current_flow_run.id), on_lost=stop.set):
+        return _drive(check, folder, stop)
+
+
+def _drive(check: ClusterCheck, folder: CheckFolder, stop: threading.Event) -> Any:
+    """The check, from its start in MLflow to the state that Prefect shows."""
+    started = start_check(check, folder, stop)
     try:
         report = run_stages(started)
     except (Interrupted, KeyboardInterrupt):
@@ -86,11 +96,16 @@ def cluster_check(check: ClusterCheck, overrides: Sequence[str] = (), run: str |
         with cause_first("FAILED"):
             started.tracking.end(started.mlflow_run_id, "FAILED")
         raise
-    ended: Literal["FAILED", "FINISHED"] = "FAILED" if report.status in BAD_END_STATES else "FINISHED"
+    ended = mlflow_status(report.status)
     with cause_first(ended):
         started.tracking.end(started.mlflow_run_id, ended)
     get_run_logger().info("%s Report: %s", report.statement, folder.report / "cluster-check.html")
     return end_state(report.status, report.statement)
+
+
+def mlflow_status(status: Status) -> Literal["FAILED", "FINISHED"]:
+    """How MLflow's run of a check with that verdict ends."""
+    return "FAILED" if status in BAD_END_STATES else "FINISHED"
 
 
 def end_state(status: Status, statement: str) -> State:
@@ -113,7 +128,7 @@ def run_stages(run: CheckRun) -> Report:
     return report
 
 
-def start_check(check: ClusterCheck, folder: CheckFolder) -> CheckRun:
+def start_check(check: ClusterCheck, folder: CheckFolder, stop: threading.Event) -> CheckRun:
     """The check's folder and its run in MLflow."""
     tracking = Tracking.from_environment(NAME)
     tags = {
@@ -129,11 +144,11 @@ def start_check(check: ClusterCheck, folder: CheckFolder) -> CheckRun:
         "mlflow_run_id": mlflow_run,
         "flow_run_id": str(current_flow_run.id or ""),
     }
-    write_json(folder.root / "check.json", values)
+    write_json(folder.check, values)
     link(folder.latest, folder.root)
     tracking.log_params(mlflow_run, check.model_dump(mode="json"))
     get_run_logger().info("check %s in %s; MLflow: %s", folder.run, folder.root, tracking.link(mlflow_run))
-    return CheckRun(check, folder, tracking, mlflow_run, threading.Event())
+    return CheckRun(check, folder, tracking, mlflow_run, stop)
 
 
 def check_name(folder: CheckFolder, flow_run_id: str | None = None) -> None:
@@ -142,7 +157,7 @@ def check_name(folder: CheckFolder, flow_run_id: str | None = None) -> None:
     Raises:
         SettingsError: it is taken.
     """
-    path = folder.root / "check.json"
+    path = folder.check
     if path.exists() and (flow_run_id is None or read_json(path).get("flow_run_id") != flow_run_id):
         raise SettingsError(f"there is a check {folder.run} in {folder.root.parent} already; give another --run")
 
@@ -197,7 +212,7 @@ def main() -> int:
 
 
 def _tell(state: State, folder: CheckFolder) -> int:
-    path = folder.report / "cluster-check.json"
+    path = folder.verdict
     if state.is_cancelled():
         print(f"\n{state.message}", file=sys.stderr)
         return INTERRUPTED

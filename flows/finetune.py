@@ -32,6 +32,7 @@ from flows.in_process import INTERRUPTED, Interruption, command_line, in_process
 from flows.local_stack import REPOSITORY, StackError, end_as_with_ctrl_c
 from flows.outlive_worker import outlive_worker
 from flows.preflight import check_experiment
+from flows.refused import tell_next_step
 from flows.timing import print_timing
 from tasks.compare_models import compare_models
 from tasks.contracts.comparison import Comparison
@@ -65,7 +66,7 @@ def cancel_jobs(flow: Any, flow_run: FlowRun, state: State) -> None:
 
 
 # A crash leaves the job to whoever takes the run over (a retry, or flows/reconcile.py), and so has no hook.
-@flow(name="finetune", on_cancellation=[cancel_jobs], persist_result=False)
+@flow(name="finetune", on_cancellation=[cancel_jobs], on_failure=[tell_next_step], persist_result=False)
 def finetune(experiment: Experiment, overrides: Sequence[str] = (), run: str | None = None) -> Any:
     """Fine-tune a model for function calling and compare it with the original.
 

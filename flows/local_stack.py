@@ -6,6 +6,7 @@ its own time with :func:`temporary_stack`, on the same databases, so that ``make
 
 import argparse
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,7 +24,24 @@ from tasks.hardware.host import free_port
 HOST = "127.0.0.1"
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 START_LIMIT_S = 120
+ROOM_GBYTES = 0.5
+"""What is to be free for the servers' databases and artifacts; how much a run needs is its own setting."""
 WORK_POOL = "local"
+ANOTHER_VERSION = (
+    "the database in {folder} was written by another version: start that version ('pip list' says which this is), or choose "
+    "another --storage; what lies there stays as it is"
+)
+NEXT_STEPS = {
+    "Can't locate revision": ANOTHER_VERSION,
+    "out-of-date database schema": ANOTHER_VERSION,
+    "Connect call failed": "the environment names a database that does not answer: unset PREFECT_SERVER_DATABASE_* and "
+    "PREFECT_API_DATABASE_CONNECTION_URL, 'make ui' has its own",
+    "password authentication failed": "the environment names a database that refuses its password: unset "
+    "PREFECT_SERVER_DATABASE_* and PREFECT_API_DATABASE_CONNECTION_URL, 'make ui' has its own",
+    "No space left on device": "{folder} is full: free some, or choose another --storage",
+    "database or disk is full": "{folder} is full: free some, or choose another --storage",
+}
+"""What to do about a server that ended, by what stands in its log."""
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -97,7 +115,7 @@ def temporary_stack(storage: Path) -> Iterator[Addresses]:
 @contextmanager
 def _servers(storage: Path, prefect_port: int, mlflow_port: int) -> Iterator[Addresses]:
     folder = storage / "servers"
-    folder.mkdir(parents=True, exist_ok=True)
+    _check_room(folder)
     addresses = _addresses(prefect_port, mlflow_port)
     servers: list[_Server] = []
     try:
@@ -163,7 +181,8 @@ def _wait_for(server: _Server) -> None:
         if server.process.poll() is not None or time.monotonic() > deadline:
             tail = "\n".join(server.log.read_text(errors="replace").splitlines()[-20:])
             what = "ended at once" if server.process.poll() is not None else f"is not up after {START_LIMIT_S} s"
-            raise StackError(f"the {server.name} server {what}; the end of {server.log}:\n{tail}")
+            todo = [step.format(folder=server.log.parent) for sign, step in NEXT_STEPS.items() if sign in tail]
+            raise StackError("\n".join([f"the {server.name} server {what}; the end of {server.log}:", tail, *todo[:1]]))
         time.sleep(0.2)
 
 
@@ -184,6 +203,21 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
         os.killpg(process.pid, number)
     except ProcessLookupError:
         return
+
+
+def _check_room(folder: Path) -> None:
+    """A server whose disk is full ends without a word: it cannot write that either."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StackError(f"{folder} cannot be made: {error.strerror}; choose another --storage") from error
+    if not os.access(folder, os.W_OK):
+        raise StackError(f"{folder} may not be written by this user; choose another --storage")
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < ROOM_GBYTES:
+        raise StackError(
+            f"{folder}: {free:.2f} GB are free and the servers want {ROOM_GBYTES:g} GB; free some, or choose another --storage"
+        )
 
 
 def _check_port(name: str, port: int) -> None:

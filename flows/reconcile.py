@@ -1,14 +1,15 @@
-"""Make true what is said of runs whose flow was killed: their jobs go on under a new driver, or end.
+"""Make true what is said of runs and cluster checks whose flow was killed: their jobs go on under a new driver, or end.
 
-    python -m flows.reconcile                     looks at every run, and takes over or ends those nobody drives
+    python -m flows.reconcile                     looks at every one, and takes over or ends those nobody drives
     python -m flows.reconcile --action cancel     ends them all
     python -m flows.reconcile --dry-run           only says what it would do
 
 A flow that is killed hard runs no hooks: Prefect and MLflow show it as running, and its job runs on. A run counts as left
 when its flow stopped renewing the lease in its folder. `adopt` schedules a run that has a deployment again, whose worker then
 finds the running job by its name; one that was started by hand, or was taken over often enough, is ended instead: its jobs
-are cancelled, Prefect says Crashed and MLflow KILLED. Automations that `make ui` makes start this flow when a flow run has
-crashed or its heartbeats stay away.
+are cancelled, Prefect says Crashed and MLflow KILLED. A cluster check is always ended and never started again: half a
+measurement says nothing of a cluster, and its pool is wanted back at once. One that had written its verdict before its flow
+died ends by that. Automations that `make deploy` makes start this flow when a flow run has crashed or its heartbeats stay away.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -30,13 +32,17 @@ from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed, Scheduled
 
+from flows.cluster_check import end_state, mlflow_status
 from flows.local_stack import StackError, configured_stack, running_stack
+from tasks.contracts.cluster_report import Report
 from tasks.contracts.files import read_json
-from tasks.contracts.run_folder import RunFolder
+from tasks.contracts.run_folder import CheckFolder, RunFolder
 from tasks.contracts.settings import StorageSettings
 from tasks.lease import Lease, give_back, read_lease
+from tasks.pool.backends import UsesPool
 from tasks.pool.cancel import cancel_run
-from tasks.pool.on_disk import all_runs, read_run
+from tasks.pool.on_disk import all_checks, all_runs, read_check, read_run
+from tasks.tracking.mlflow_runs import Status as MlflowStatus
 from tasks.tracking.mlflow_runs import Tracking
 
 Action = Literal["adopt", "cancel"]
@@ -46,7 +52,7 @@ MAX_TAKEOVERS = 3
 
 @flow(name="reconcile", persist_result=False)
 def reconcile(storage: str = "storage", action: Action = "adopt", is_dry_run: bool = False) -> list[dict[str, str]]:
-    """Take over or end the runs that nobody drives any more.
+    """Take over or end the runs, and end the cluster checks, that nobody drives any more.
 
     Args:
         storage: the runs' shared folder.
@@ -56,32 +62,61 @@ def reconcile(storage: str = "storage", action: Action = "adopt", is_dry_run: bo
     logger = get_run_logger()
     done: list[dict[str, str]] = []
     root = Path(storage).resolve()
-    for name in all_runs(root):
-        owner = RunFolder(StorageSettings(shared=str(root)), name).owner
+    everything = [(RunFolder, name) for name in all_runs(root)] + [(CheckFolder, name) for name in all_checks(root)]
+    for kind, name in everything:
+        owner = kind(StorageSettings(shared=str(root)), name).owner
         left = read_lease(owner)
         if left is None or left.is_alive:
             continue
         try:
-            what: str = _take_over_or_end(root, name, left, action, is_dry_run=is_dry_run)
+            run = _read(root, name, kind)
+            what: str = _take_over_or_end(run, left, action, is_dry_run=is_dry_run)
         except Exception as error:
             # Of one run, whatever it is; the others' turn comes all the same, and this one's lease stays for the next time.
             what = f"failed: {type(error).__name__}: {error}"
         logger.log(
             logging.ERROR if what.startswith("failed") else logging.INFO,
-            "run %s was left by %s: %s%s", name, left, what, " (dry run)" if is_dry_run else "",
+            "%s %s was left by %s: %s%s",
+            "check" if kind is CheckFolder else "run", name, left, what, " (dry run)" if is_dry_run else "",
         )  # fmt: skip
         done.append({"run": name, "left_by": str(left), "done": what})
     if not done:
-        logger.info("every run in %s is driven, or has ended", storage)
+        logger.info("every run and every check in %s is driven, or has ended", storage)
     create_table_artifact(done or [{"run": "-", "left_by": "-", "done": "nothing to do"}], key="reconcile")
     return done
 
 
-def _take_over_or_end(root: Path, name: str, left: Lease, action: Action, *, is_dry_run: bool) -> str:
-    """Do what is to be done with one run, and say it."""
-    experiment, folder = read_run(root, name)
+@dataclass(frozen=True)
+class _Left:
+    """A run or a cluster check that may have been left.
+
+    Attributes:
+        record: the file that names its run in MLflow.
+        ended: how it ended before its flow died, where it did.
+    """
+
+    settings: UsesPool
+    folder: RunFolder
+    record: Path
+    is_check: bool
+    ended: Report | None = None
+
+
+def _read(root: Path, name: str, kind: type[RunFolder]) -> _Left:
+    if kind is not CheckFolder:
+        experiment, folder = read_run(root, name)
+        return _Left(experiment, folder, folder.experiment, is_check=False)
+    check, check_folder = read_check(root, name)
+    verdict = check_folder.verdict
+    report = Report.model_validate(read_json(verdict)) if verdict.exists() else None
+    return _Left(check, check_folder, check_folder.check, is_check=True, ended=report)
+
+
+def _take_over_or_end(run: _Left, left: Lease, action: Action, *, is_dry_run: bool) -> str:
+    """Do what is to be done with one of them, and say it."""
+    folder = run.folder
     flow_run = asyncio.run(_flow_run(left.flow_run_id))
-    what = _decide(flow_run, action)
+    what = "cancel" if run.is_check else _decide(flow_run, action)
     if is_dry_run:
         return what
     # Somebody may have retried it meanwhile; its new process takes the lease only after a while.
@@ -89,10 +124,10 @@ def _take_over_or_end(root: Path, name: str, left: Lease, action: Action, *, is_
     if again is None or again.is_alive or _has_begun_anew(flow_run, again):
         return "driven again"
     if what == "adopt":
-        asyncio.run(_schedule_again(left, name))
+        asyncio.run(_schedule_again(left, folder.run))
     else:
-        cancel_run(experiment, folder)
-        _tell_both(folder, flow_run, left)
+        cancel_run(run.settings, folder)
+        _tell_both(run, flow_run, left)
     give_back(folder.owner, left.identity)
     return what
 
@@ -131,21 +166,24 @@ async def _schedule_again(left: Lease, run: str) -> None:
         await client.set_flow_run_state(UUID(left.flow_run_id), state, force=True)
 
 
-def _tell_both(folder: RunFolder, flow_run: FlowRun | None, left: Lease) -> None:
-    """Prefect and MLflow say what became of the run."""
+def _tell_both(run: _Left, flow_run: FlowRun | None, left: Lease) -> None:
+    """Prefect and MLflow say what became of it."""
+    state: State[Any] = Crashed(message=f"its process is gone ({left}); its jobs were cancelled")
+    status: MlflowStatus = "KILLED"
+    if run.ended is not None:
+        state, status = end_state(run.ended.status, run.ended.statement), mlflow_status(run.ended.status)
 
     async def tell_prefect() -> None:
         async with get_client() as client:
-            state: State[Any] = Crashed(message=f"its process is gone ({left}); its jobs were cancelled")
             await client.set_flow_run_state(UUID(left.flow_run_id), state, force=True)
 
     if flow_run is not None and not (flow_run.state and flow_run.state.is_final()):
         asyncio.run(tell_prefect())
     tracking = Tracking.from_environment()
-    mlflow_run = read_json(folder.experiment)["mlflow_run_id"]
+    mlflow_run = read_json(run.record)["mlflow_run_id"]
     tracking.end_open_children(mlflow_run, "KILLED")
     if tracking.client.get_run(mlflow_run).info.status == "RUNNING":
-        tracking.end(mlflow_run, "KILLED")
+        tracking.end(mlflow_run, status)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

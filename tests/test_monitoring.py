@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows.timing import STAGES
 from infra.monitoring.textfile import HELP, render, samples
 from tasks.contracts.files import write_json
 from tasks.contracts.job import JobSpec
 from tasks.contracts.settings import Experiment
 from tests.conftest import REPOSITORY
+from tests.test_kubernetes_manifests import OBJECTS
 
 FOLDER = REPOSITORY / "infra" / "monitoring"
 ALERTS = yaml.safe_load((FOLDER / "alerts.yaml").read_text())
@@ -103,6 +105,35 @@ def test_alerts_ask_for_what_there_is_and_say_what_to_do():
         assert not unknown_metrics(rule["expr"]), rule["alert"]
         assert rule["annotations"].keys() == {"summary", "action"}
         assert rule["labels"]["severity"] in ("page", "warn")
+
+
+def test_alerts_and_dashboards_speak_of_what_is_scraped():
+    settings = yaml.safe_load((FOLDER / "prometheus.yaml").read_text())
+    scraped = {job["job_name"] for job in settings["scrape_configs"]}
+    asked = [rule["expr"] for rule in rules()] + [q for f in DASHBOARDS for q in queries(json.loads(f.read_text()))]
+    assert set(re.findall(r'\bjob="([^"]+)"', " ".join(asked))) <= scraped
+    assert settings["rule_files"] == ["alerts.yaml"]
+
+
+def test_stages_in_alerts_are_those_of_a_run():
+    asked = set(re.findall(r'\bstage="([^"]+)"', " ".join(rule["expr"] for rule in rules())))
+    assert asked
+    assert asked <= {*STAGES, "compare_models"}
+
+
+def test_what_is_scraped_in_the_cluster_is_a_service_there():
+    text = (FOLDER / "prometheus.yaml").read_text()
+    found = set(re.findall(r"([\w-]+)\.(proving-ground[\w-]*):(\d+)", text))
+    services = {
+        (key[2], key[1], str(port["port"]))
+        for key, o in OBJECTS.items()
+        if key[0] == "Service"
+        for port in o["spec"]["ports"]
+    }
+    assert {name for name, _, _ in found} == {"prefect", "mlflow"}
+    assert found <= services
+    [prefect] = [job for job in yaml.safe_load(text)["scrape_configs"] if job["job_name"] == "prefect"]
+    assert prefect["metrics_path"] == "/api/metrics"
 
 
 def test_every_alert_has_series_on_which_it_fires():

@@ -20,6 +20,16 @@ def problems(name: str, workflow: dict) -> list[str]:
     if workflow.get("permissions") != {"contents": "read"}:
         found.append("the workflow may do more than read")
     for title, job in workflow["jobs"].items():
+        text = yaml.safe_dump(job)
+        needs = job.get("needs", [])
+        found += [
+            f"{title} needs {n}" for n in ([needs] if isinstance(needs, str) else needs) if n not in workflow["jobs"]
+        ]
+        matrix = job.get("strategy", {}).get("matrix", {})
+        known = {*matrix, *(key for entry in matrix.get("include", []) for key in entry)}
+        found += [f"{title} has no matrix.{n}" for n in set(re.findall(r"\bmatrix\.(\w+)", text)) - known]
+        ids = {step["id"] for step in job["steps"] if "id" in step}
+        found += [f"{title} has no step {n}" for n in set(re.findall(r"\bsteps\.(\w+)\.", text)) - ids]
         writes = {key for key, value in job.get("permissions", {}).items() if value != "read"}
         if extra := writes - WRITES.get(f"{name}/{title}", set()):
             found.append(f"{title} may write {sorted(extra)}")
@@ -29,8 +39,8 @@ def problems(name: str, workflow: dict) -> list[str]:
             found.append(f"{title} runs on whatever is latest")
         for step in job["steps"]:
             action, command = step.get("uses", ""), step.get("run", "")
-            if action and not re.search(r"@(v\d|[0-9a-f]{40})", action):
-                found.append(f"{action} names no version")
+            if action and not re.search(r"@[0-9a-f]{40}$", action):
+                found.append(f"{action} is not pinned by commit")
             if action.startswith("actions/checkout") and step.get("with", {}).get("persist-credentials") is not False:
                 found.append(f"{title} leaves its token in the checkout")
             # matrix values are the file's own.
@@ -51,18 +61,31 @@ def test_a_workflow_names_versions_and_may_do_the_least(name):
     [
         (lambda w: w.update(permissions="write-all"), "more than read"),
         (lambda w: w["jobs"]["test"].update(permissions={"contents": "write"}), "may write"),
-        (lambda w: w["jobs"]["test"]["steps"].append({"uses": "a/b@main"}), "names no version"),
+        (lambda w: w["jobs"]["test"]["steps"].append({"uses": "a/b@v4"}), "not pinned by commit"),
         (lambda w: w["jobs"]["test"]["steps"][0].pop("with"), "leaves its token"),
         (lambda w: w["jobs"]["test"]["steps"].append({"run": "echo ${{ github.head_ref }}"}), "into a shell"),
         (lambda w: w["jobs"]["test"]["steps"].append({"run": "make tset"}), "no target tset"),
         (lambda w: w["jobs"]["kind"]["steps"].append({"run": "kubectl apply -k infra/nowhere"}), "no file"),
         (lambda w: w["jobs"]["test"].pop("timeout-minutes"), "no time limit"),
+        (lambda w: w["jobs"]["test"].update(needs="chekc"), "needs chekc"),
+        (lambda w: w["jobs"]["demo"]["steps"].append({"run": "echo ${{ matrix.python }}"}), "no matrix.python"),
+        (lambda w: w["jobs"]["test"].update(env={"X": "${{ steps.tags.outputs.x }}"}), "no step tags"),
     ],
 )
 def test_each_rule_can_be_broken(change, said):
     workflow = copy.deepcopy(WORKFLOWS["ci.yaml"])
     change(workflow)
     assert any(said in problem for problem in problems("ci.yaml", workflow))
+
+
+def test_an_action_is_one_commit_everywhere_and_says_which_version_that_is():
+    pins = {
+        (action, commit, version)
+        for file in FOLDER.glob("*.yaml")
+        for action, commit, version in re.findall(r"uses: ([^@\s]+)@(\S+)(.*)", file.read_text())
+    }
+    assert len({action for action, _, _ in pins}) == len(pins) > 5
+    assert [pin for pin in pins if not re.fullmatch(r" # v\d+\.\d+\.\d+", pin[2])] == []
 
 
 def test_every_python_that_is_promised_is_tested_and_every_suite_runs():

@@ -35,7 +35,13 @@ def problems(kind: str) -> Iterator[str]:
         if not Path(sysconfig.get_path("include"), "Python.h").exists():
             yield f"has no {sysconfig.get_path('include')}/Python.h, without which Triton compiles no kernel"
     needed = {
-        "flows": ["flows.finetune", "flows.reconcile", "deployments.deploy"],
+        "flows": [
+            "flows.finetune",
+            "flows.reconcile",
+            "deployments.deploy",
+            "deployments.start_checked",
+            "infra.monitoring.textfile",
+        ],
         "train": ["tasks.training", "flows.finetune"],
     }
     for module in needed[kind]:

@@ -89,3 +89,13 @@ class CheckFolder(RunFolder):
     @property
     def root(self) -> Path:
         return Path(self.storage.shared) / "checks" / self.run
+
+    @property
+    def check(self) -> Path:
+        """Its settings, and which flow run and MLflow run it is."""
+        return self.root / "check.json"
+
+    @property
+    def verdict(self) -> Path:
+        """The report in full; written last."""
+        return self.report / "cluster-check.json"

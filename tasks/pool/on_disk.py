@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.contracts.cluster_settings import ClusterCheck
 from tasks.contracts.files import read_json
 from tasks.contracts.job import JobHandle, Pool
-from tasks.contracts.run_folder import RunFolder
+from tasks.contracts.run_folder import CheckFolder, RunFolder
 from tasks.contracts.settings import Experiment, StorageSettings
 from tasks.pool.attempts import backend_of, newest_attempt
 from tasks.pool.backends import open_pool
@@ -76,6 +77,25 @@ def all_runs(storage: Path) -> list[str]:
     """The names of all runs, the oldest first."""
     found = [p.parent for p in (storage / "runs").glob("*/experiment.json") if not p.parent.is_symlink()]
     return [path.name for path in sorted(found, key=lambda path: (path / "experiment.json").stat().st_mtime)]
+
+
+def read_check(storage: Path, name: str) -> tuple[ClusterCheck, CheckFolder]:
+    """The settings and the folder of a cluster check.
+
+    Raises:
+        NoSuchJob: there is no such check.
+    """
+    folder = CheckFolder(StorageSettings(shared=str(storage)), name)
+    if not folder.check.exists():
+        raise NoSuchJob(f"{storage} has no check {name!r}")
+    check = ClusterCheck.model_validate(read_json(folder.check)["check"])
+    return check, CheckFolder(check.storage, name)
+
+
+def all_checks(storage: Path) -> list[str]:
+    """The names of all cluster checks, the oldest first."""
+    found = [p.parent for p in (storage / "checks").glob("*/check.json") if not p.parent.is_symlink()]
+    return [path.name for path in sorted(found, key=lambda path: (path / "check.json").stat().st_mtime)]
 
 
 def find_jobs(storage: Path, name: str) -> list[JobOnDisk]:

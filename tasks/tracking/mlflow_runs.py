@@ -20,15 +20,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from tasks.contracts.overrides import dotted
+from tasks.tracking.server import TrackingUnavailable, check_mlflow
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 EXPERIMENT = "finetune"
 MAX_PARAM_CHARACTERS = 6000
 MAX_BATCH = 1000
-
-
-class TrackingUnavailable(RuntimeError):
-    """MLflow cannot be reached or refuses us."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +73,9 @@ class Tracking:
         """A new parent run, or the one of the same name that an interrupted attempt of this run left open.
 
         Raises:
-            TrackingUnavailable: the server cannot be reached.
+            TrackingUnavailable: the server cannot be reached, refuses us, or is of another version.
         """
+        check_mlflow(self.uri)
         try:
             experiment = self.client.get_experiment_by_name(self.experiment)
             experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(self.experiment)

@@ -16,7 +16,7 @@ from prefect.server.events.schemas.automations import EventTrigger as ServerTrig
 from prefect.server.events.schemas.events import ReceivedEvent
 from prefect.server.utilities.user_templates import register_user_template_filters, render_user_template
 
-from deployments.automations import BAD_ENDS, shown, telling
+from deployments.automations import BAD_ENDS, reconciling, shown, telling
 from flows.cluster_check import end_state
 from tasks import check_cluster
 from tasks.contracts.cluster_report import Status
@@ -68,6 +68,41 @@ def test_a_changed_verdict_is_told_by_the_event_that_the_check_emits(monkeypatch
     register_user_template_filters(all_filters)
     said = [asyncio.run(render_user_template(text, {"event": event})) for text in (action.subject, action.body)]
     assert said == [f"cluster h100: {before} -> {after}", "3 gates say so.\ncheck nightly-1"]
+
+
+@pytest.mark.parametrize(
+    ("flow", "happened", "started"),
+    [
+        ("finetune", "prefect.flow-run.Crashed", {"reconcile: a run that crashed"}),
+        ("cluster-check", "prefect.flow-run.Crashed", {"reconcile: a run that crashed"}),
+        ("reconcile", "prefect.flow-run.Crashed", set()),
+        ("cluster-check", "prefect.flow-run.Failed", set()),
+    ],
+)
+def test_a_crash_of_a_run_or_a_check_starts_reconcile_and_nothing_else_does(flow, happened, started):
+    event = of_flow_run(flow, happened)
+    assert {automation.name for automation in reconciling(uuid4(), 30) if covers(automation, event)} == started
+
+
+@pytest.mark.parametrize(("flow", "is_watched"), [("finetune", True), ("cluster-check", True), ("reconcile", False)])
+def test_heartbeats_of_runs_and_checks_are_waited_for(flow, is_watched):
+    [silent] = [a for a in reconciling(uuid4(), 30) if a.trigger.posture == Posture.Proactive]
+    trigger = ServerTrigger.model_validate(silent.trigger.model_dump(mode="json"))
+    beat = of_flow_run(flow, "prefect.flow-run.heartbeat")
+    assert (trigger.covers(beat) and trigger.starts_after(beat.event)) is is_watched
+
+
+def of_flow_run(flow: str, happened: str) -> ReceivedEvent:
+    """An event as Prefect emits it of a flow run."""
+    related = {"prefect.resource.id": f"prefect.flow.{uuid4()}", "prefect.resource.role": "flow"}
+    return ReceivedEvent(
+        id=uuid4(),
+        occurred=datetime.now(UTC),
+        received=datetime.now(UTC),
+        event=happened,
+        resource={"prefect.resource.id": f"prefect.flow-run.{uuid4()}"},
+        related=[related | {"prefect.resource.name": flow}],
+    )
 
 
 def covers(automation: Automation, event: ReceivedEvent) -> bool:

@@ -123,6 +123,14 @@ def test_the_example_sites_fit_the_deployments(file):
     assert demo.pool.backend == "local"
 
 
+def test_composes_site_runs_flows_in_the_containers_code():
+    site = read_site(REPOSITORY / "infra/docker/site.yaml")
+    for deployment in read_declared(site):
+        assert deployment.fields["work_pool_name"] == "local"
+        [step] = deployment.fields["pull_steps"]
+        assert step == {"prefect.deployments.steps.set_working_directory": {"directory": "/app"}}
+
+
 @pytest.mark.parametrize("file", [None, "infra/slurm/site.yaml", "infra/kubernetes/site.yaml"])
 def test_no_training_waits_for_ever_and_the_nightly_check_gives_way_everywhere(file):
     found = {d.full_name: d.fields["parameters"] for d in read_declared(read_site(file and REPOSITORY / file))}

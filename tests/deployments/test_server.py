@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 
+import prefect
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
@@ -82,7 +83,20 @@ def test_wrong_credentials_are_told_and_never_shown(answering):
         assert "planted-secret" not in problem_of(address)
 
 
-def test_a_server_whose_database_is_away_is_told(answering):
+def test_a_server_that_runs_without_its_database_is_told(answering):
+    # Its health check and its version need none.
+    answers, address = answering
+    answers |= {
+        "/health": (200, "application/json", "true"),
+        "/admin/version": (200, "application/json", f'"{prefect.__version__}"'),
+        "/ready": (503, "application/json", '{"message": "Database is not available"}'),
+    }
+    said = problem_of(address)
+    assert "runs but cannot use its database (/ready: 503)" in said
+    assert "is PostgreSQL up" in said
+
+
+def test_a_server_that_fails_altogether_is_told(answering):
     answers, address = answering
     answers["*"] = (500, "application/json", json.dumps({"exception_message": "Internal Server Error"}))
     assert "HTTP 500" in problem_of(address)

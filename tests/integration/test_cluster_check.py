@@ -1,9 +1,12 @@
 """``python -m flows.cluster_check`` as a process: what it prints, leaves, records, and when it gives way."""
 
+import asyncio
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +19,7 @@ from flows.local_stack import REPOSITORY
 from tasks.contracts.cluster_report import Report, Status
 from tasks.contracts.files import read_json
 from tests.faults.cluster import FAULTS, SMALL, check_once, problem_of
+from tests.integration.finetune_process import flow_run_named
 from tests.processes import processes_under
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
@@ -108,6 +112,70 @@ def test_a_check_gives_way_when_the_pool_is_taken_and_says_so(check, checks, sta
     assert report.status is Status.SKIP
     assert "the pool is taken by others" in output
     assert runs(stack)["gave-way"].data.tags["verdict"] == "SKIP"
+
+
+def leave(name: str, checks: Path, stack) -> subprocess.Popen:
+    """A check whose flow was killed in the middle of a job, which lives on."""
+    command = [sys.executable, "-m", "flows.cluster_check", "demo", "--run", name]
+    settings = [*SMALL, f"storage.shared={checks}", "stages=[inventory, devices]", "devices.warmup_s=300"]
+    for setting in [*settings, "stall_limit_s=600"]:
+        command += ["--set", setting]
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | stack.environment(), start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not any(f"/checks/{name}/jobs/devices/" in " ".join(p.cmdline()) for p in processes_under(checks)):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.kill()
+    process.wait()
+    return process
+
+
+def test_a_check_whose_flow_died_is_ended_by_reconcile_and_both_servers_say_so(checks, stack):
+    left = leave("left", checks, stack)
+    assert processes_under(checks), "a job outlives its flow"
+    assert state_of(stack, "left")[0] == "Running"
+    dry = reconcile(checks, stack, "--dry-run")
+    assert f"left: cancel (left by process {left.pid}" in dry
+    assert state_of(stack, "left")[0] == "Running"
+    assert f"left: cancel (left by process {left.pid}" in reconcile(checks, stack)
+    assert not processes_under(checks)
+    name, message = state_of(stack, "left")
+    assert name == "Crashed"
+    assert "its process is gone" in message
+    run = runs(stack)["left"]
+    assert (run.info.status, "verdict" in run.data.tags) == ("KILLED", False)
+    children = MlflowClient(stack.mlflow).search_runs(
+        [run.info.experiment_id], f"tags.mlflow.parentRunId = '{run.info.run_id}'"
+    )
+    assert {child.info.run_name: child.info.status for child in children} == {
+        "inventory": "FINISHED",
+        "devices": "KILLED",
+    }
+    assert reconcile(checks, stack) == ""
+
+
+def test_a_check_that_had_its_verdict_when_its_flow_died_ends_by_that(sound, checks, stack):
+    leave("judged", checks, stack)
+    # As if it had died between the verdict on the disk and its last word to both servers.
+    shutil.copytree(checks / "checks" / "sound" / "report", checks / "checks" / "judged" / "report")
+    reconcile(checks, stack)
+    assert state_of(stack, "judged") == ("Completed", report_of(checks, "sound").statement)
+    assert runs(stack)["judged"].info.status == "FINISHED"
+    assert not processes_under(checks)
+
+
+def reconcile(storage: Path, stack, *options: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.reconcile", "--storage", str(storage), *options],
+        cwd=REPOSITORY, env=os.environ | stack.environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def state_of(stack, name: str) -> tuple[str, str]:
+    state = asyncio.run(flow_run_named(stack, name)).state
+    return state.name, state.message or ""
 
 
 @contextmanager

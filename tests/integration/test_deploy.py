@@ -1,14 +1,21 @@
 """``make deploy`` against a real Prefect server: twice the same, a change undone, nothing written by a dry run."""
 
+import os
+import subprocess
+import sys
+import time
+
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.events.schemas.automations import AutomationCore
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.automations import WEBHOOK_VARIABLE
 from deployments.declared import Site
 from deployments.deploy import deploy
+from tests.conftest import REPOSITORY
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
 
@@ -48,8 +55,12 @@ def test_deploy_makes_everything_once_and_puts_back_what_was_changed(client, mon
     # One that an older checkout made under a name that is no longer ours would tell people twice.
     [left] = [known for known in client.read_automations() if known.name == "tell: a run failed"]
     client.create_automation(AutomationCore.model_validate(left.model_dump() | {"name": "tell: the cluster is fine"}))
+    earlier = "finetune: reconcile a run that crashed"
+    client.create_automation(AutomationCore.model_validate(left.model_dump() | {"name": earlier}))
     assert deploy(Site(), is_dry_run=True) == 0
-    assert "? automation 'tell: the cluster is fine' is on the server and in no file" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "? automation 'tell: the cluster is fine' is on the server and in no file" in said
+    assert f"? automation {earlier!r} is on the server and in no file" in said
 
 
 def test_a_site_changes_the_deployments_that_have_the_gpus(client, capsys):
@@ -68,3 +79,33 @@ def test_a_site_changes_the_deployments_that_have_the_gpus(client, capsys):
     client.update_deployment_schedule(nightly.id, nightly.schedules[0].id, active=True)
     assert deploy(site, is_dry_run=False) == 0
     assert [s.active for s in client.read_deployment_by_name("cluster-check/nightly").schedules] == [True]
+
+
+@pytest.mark.parametrize(("name", "group"), [("finetune/demo", "experiment"), ("cluster-check/demo", "check")])
+def test_a_deployment_whose_values_no_longer_fit_the_code_fails_at_once_with_the_setting_and_the_next_step(
+    client, stack, name, group
+):
+    deploy(Site(), is_dry_run=False)
+    known = client.read_deployment_by_name(name)
+    # As code from before would have left it: the server itself does not look at what a schedule starts.
+    values = known.parameters | {group: known.parameters[group] | {"colour": "blue"}}
+    client.update_deployment(known.id, DeploymentUpdate(parameters=values, enforce_parameter_schema=False))
+    flow_run = client.create_flow_run_from_deployment(known.id)
+    subprocess.run(
+        [sys.executable, "-m", "prefect", "flow-run", "execute", str(flow_run.id)],
+        cwd=REPOSITORY,
+        env=os.environ | stack.environment(),
+        capture_output=True,
+    )
+    ended = client.read_flow_run(flow_run.id)
+    assert ended.state.is_failed()
+    assert f"{group}.colour: Extra inputs are not permitted" in ended.state.message
+    only = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run.id]))
+    deadline = time.monotonic() + 30
+    while not (told := [log.message for log in client.read_logs(only) if "make deploy DRY_RUN=1" in log.message]):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert f"{group}.colour" in told[0]
+
+    assert deploy(Site(), is_dry_run=False) == 1
+    assert client.read_deployment_by_name(name).parameters == known.parameters

@@ -4,7 +4,7 @@
     access       without credentials, or with wrong ones, nobody gets in
     run          one tiny fine-tuning run from the deployment to FINISHED
     kill         prefect, mlflow, postgres, worker: each killed with -9 in the middle of a run and started again
-    concurrent   RUNS (20) runs at once
+    concurrent   RUNS (20) at once, every fourth of them a cluster check
     backup       dumped, the databases dropped, restored: old runs open as before
 
 Parts run in this order, whichever are named; none: all of them. In the environment SERVICES narrows ``kill`` and REPEAT (1)
@@ -30,10 +30,11 @@ from flows.local_stack import end_as_with_ctrl_c
 from tests.integration.planted import ARGUMENTS, files_with, sampled_arguments
 from tests.stack.backup import dump, restore
 from tests.stack.processes import HOST, Stack
-from tests.stack.runs import how_it_ended, start_run, wait_for_end
-from tests.stack.tiny import tiny_overrides, write_tiny_model
+from tests.stack.runs import CHECK, DEPLOYMENT, how_check_ended, how_it_ended, start_run, wait_for_end
+from tests.stack.tiny import tiny_check_overrides, tiny_overrides, write_tiny_model
 
 RUN_LIMIT_S = 220.0
+EVERY_FOURTH = 4
 
 
 class Check:
@@ -118,18 +119,20 @@ def kill(check: Check) -> None:
 
 def concurrent(check: Check) -> None:
     count = int(os.environ.get("RUNS", "20"))
-    overrides = check.overrides()
+    kinds = [CHECK if number % EVERY_FOURTH == EVERY_FOURTH - 1 else DEPLOYMENT for number in range(count)]
+    overrides = {DEPLOYMENT: check.overrides(), CHECK: tiny_check_overrides(check.storage)}
+    judge = {DEPLOYMENT: how_it_ended, CHECK: how_check_ended}
     began = time.monotonic()
-    started = [start_run(check.client, f"many-{number:02}", overrides) for number in range(count)]
-    whole = 0
-    for flow_run in (wait_for_end(check.client, run_id, 60.0 * count) for run_id in started):
-        ended = how_it_ended(flow_run, check.mlflow, check.storage)
-        whole += ended.is_whole
+    started = [start_run(check.client, f"many-{number:02}", overrides[kind], kind) for number, kind in enumerate(kinds)]
+    whole = dict.fromkeys((DEPLOYMENT, CHECK), 0)
+    for run_id, kind in zip(started, kinds, strict=True):
+        flow_run = wait_for_end(check.client, run_id, max(600.0, 60.0 * count))
+        ended = judge[kind](flow_run, check.mlflow, check.storage)
+        whole[kind] += ended.is_whole
         if not ended.is_whole:
             print(f"     {flow_run.name}: {ended}", flush=True)
-    check.say(
-        f"{whole} of {count} concurrent runs ended whole in {time.monotonic() - began:.0f} s", held=whole == count
-    )
+    told = ", ".join(f"{number} of {kinds.count(kind)} {kind}" for kind, number in whole.items())
+    check.say(f"at once: {told} ended whole in {time.monotonic() - began:.0f} s", held=sum(whole.values()) == count)
     logs = "".join(file.read_text(errors="replace") for file in check.stack.folder.glob("*.log"))
     check.say("no log says 'database is locked'", held="database is locked" not in logs)
 

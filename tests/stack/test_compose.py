@@ -13,6 +13,7 @@ import yaml
 from infra.docker.make_secrets import HUB_TOKEN, NAMES, PREFECT_AUTH, make_secrets
 from infra.docker.with_secrets import with_secrets
 from tests.conftest import REPOSITORY
+from tests.settings_names import unknown_settings
 from tests.stack.compose import FILE, filled, read_compose, variables
 
 COMPOSE = yaml.safe_load(FILE.read_text())
@@ -53,6 +54,21 @@ def test_what_waits_for_another_waits_for_its_health():
             assert other == "deploy" or "healthcheck" in COMPOSE["services"][other]
 
 
+def test_every_setting_is_one_that_its_program_knows():
+    for name, service in COMPOSE["services"].items():
+        assert unknown_settings(service.get("environment", {})) == [], name
+    assert unknown_settings(["PREFECT_API_URL", "PREFECT_API_ADDRESS", "MLFLOW_ALLOWED_HOSTS_FROM_FILE", "PGHOST"]) == [
+        "MLFLOW_ALLOWED_HOSTS",
+        "PREFECT_API_ADDRESS",
+    ]
+
+
+def test_each_server_is_asked_for_its_own_health():
+    healthy = {"prefect": "PREFECT_PORT:-4200}/api/health", "mlflow": "MLFLOW_PORT:-5000}/health"}
+    for name, end in healthy.items():
+        assert f"localhost:${{{end}'" in COMPOSE["services"][name]["healthcheck"]["test"][-1]
+
+
 def test_variables_have_defaults_and_the_stack_test_may_set_each():
     assert variables(COMPOSE) >= {"SECRETS", "PREFECT_PORT", "MLFLOW_PORT", "POSTGRES_HOST"}
     services = read_compose({})
@@ -81,6 +97,10 @@ def test_images_are_pinned_run_as_a_user_and_copy_what_exists(name):
     for base in re.findall(r"^ARG (?:BASE|PYTHON)=(\S+)", text, re.M):
         assert re.search(r":\d+\.\d+\.\d+", base), f"{base} is not pinned"
     assert any(line.startswith("HEALTHCHECK") for line in lines)
+    # Without it nothing becomes of NAME_FROM_FILE; what it starts lies where COPY put it.
+    assert 'ENTRYPOINT ["python", "/app/infra/docker/with_secrets.py"]' in lines
+    assert any(line.startswith("COPY") and "infra/docker/with_secrets.py" in line for line in lines)
+    assert "WORKDIR /app" in lines
     ignored = (REPOSITORY / ".dockerignore").read_text().splitlines()
     for line in lines:
         if line.startswith("COPY") and "--from" not in line:

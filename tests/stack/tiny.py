@@ -1,4 +1,4 @@
-"""A run of seconds: a model of a few thousand weights that writes bytes, and thirty-odd rows."""
+"""Runs of seconds: a model of a few thousand weights that writes bytes, thirty-odd rows; a check that only looks around."""
 
 from pathlib import Path
 
@@ -48,3 +48,8 @@ def tiny_overrides(model: Path, storage: Path, *, epochs: int = 1) -> list[str]:
         "pool.num_nodes=1",
         *(f"gates.{name}=null" for name in gates),
     ]
+
+
+def tiny_check_overrides(storage: Path) -> list[str]:
+    """Assignments over cluster-check/demo: one job, that of the inventory."""
+    return [f"storage.shared={storage}", "storage.min_free_gbytes=0.5", "stages=[inventory]", "pool.num_nodes=1"]
