@@ -12,7 +12,7 @@ from tasks.contracts.conversation import Example
 from tasks.contracts.prediction import Prediction
 from tasks.dataset.rendering.family import Family, encode_prompt
 from tasks.dataset.rendering.json_calls import read_leniently
-from tasks.inference.graphed import GraphedDecoder, can_be_graphed, left_padded
+from tasks.inference.fixed_cache import FixedCacheDecoder, has_fixed_cache, left_padded
 from tasks.inference.sampling import SeededSampling
 from tasks.models.memory import free_memory, is_out_of_memory
 
@@ -51,8 +51,8 @@ def generate(
     # Longest first: memory that suffices for the first batch suffices for all, and equals waste no padding.
     prompts.sort(key=lambda item: (-len(item[0]), item[1].id))
     end = tokenizer.convert_tokens_to_ids(family.end_of_turn)
-    is_graphed = not temperature and can_be_graphed(model)
-    engine = _Engine(model, tokenizer.pad_token_id, end, max_new_tokens, temperature, seed, is_graphed)
+    is_fixed = not temperature and has_fixed_cache(model)
+    engine = _Engine(model, tokenizer.pad_token_id, end, max_new_tokens, temperature, seed, is_fixed)
     done = 0
     while done < len(prompts):
         batch = prompts[done : done + batch_size]
@@ -94,7 +94,7 @@ def _prediction(
 
 @dataclass
 class _Engine:
-    """How the model is run: step by step as graphs where that can be, else by transformers' ``generate``."""
+    """How the model is run: step by step over a fixed cache where that can be, else by transformers' ``generate``."""
 
     model: PreTrainedModel
     pad: int
@@ -102,8 +102,8 @@ class _Engine:
     max_new_tokens: int
     temperature: float
     seed: int
-    is_graphed: bool
-    decoder: GraphedDecoder | None = None
+    is_fixed: bool
+    decoder: FixedCacheDecoder | None = None
 
     def answer(self, batch: Sequence[tuple[str, list[int]]], batch_size: int) -> list[list[int]]:
         """The new token ids of each request (id, prompt), up to ``max_new_tokens``."""
@@ -112,11 +112,11 @@ class _Engine:
         if self.temperature:
             names = [name for name, _ in batch]
             drawing.append(SeededSampling(names, self.temperature, self.seed, self.model.device))
-        elif self.is_graphed:
+        elif self.is_fixed:
             return self._decoder_for(max(map(len, prompts)), min(batch_size, len(prompts))).answer(prompts)
         return _answer(self.model, self.pad, prompts, self.end, self.max_new_tokens, drawing)
 
-    def _decoder_for(self, longest: int, batch_size: int) -> GraphedDecoder:
+    def _decoder_for(self, longest: int, batch_size: int) -> FixedCacheDecoder:
         """The one there is, until prompts are so much shorter that a cache of their own is worth its capture.
 
         Every step reads the whole cache, as long as the longest prompt it was made for; prompts come longest first.
@@ -127,7 +127,7 @@ class _Engine:
                 return self.decoder
             # Before the new one takes memory of its own.
             self.decoder = None
-        self.decoder = GraphedDecoder(
+        self.decoder = FixedCacheDecoder(
             self.model, end=self.end, pad=self.pad, batch_size=batch_size,
             max_prompt_tokens=longest, max_new_tokens=self.max_new_tokens,
         )  # fmt: skip

@@ -24,8 +24,8 @@ from tasks.contracts.conversation import Example, Message
 from tasks.contracts.settings import ModelSettings
 from tasks.dataset.rendering.family import Family, encode_prompt, family_for
 from tasks.inference.adapted import load
+from tasks.inference.fixed_cache import FixedCacheDecoder
 from tasks.inference.generate import generate
-from tasks.inference.graphed import GraphedDecoder
 from tasks.models.load import device, load_model, load_tokenizer, resolve_precision
 from tasks.models.materialise import materialise
 from tasks.models.memory import free_memory, peak_memory_gbytes
@@ -96,7 +96,7 @@ def largest_shortfall(model: Any, tokenizer: Any, family: Family, examples: Sequ
     four standard deviations lower.
     """
     prompts = [encode_prompt(tokenizer, family, example) for example in examples]
-    decoder = GraphedDecoder(
+    decoder = FixedCacheDecoder(
         model,
         end=tokenizer.convert_tokens_to_ids(family.end_of_turn),
         pad=tokenizer.pad_token_id,

@@ -47,16 +47,16 @@ def test_a_padded_batch_answers_as_each_prompt_does_alone(model, tokenizer):
 @pytest.mark.parametrize("tokens_at_once", [1, 8, 1000])
 def test_steps_over_a_cache_of_fixed_size_answer_as_generate_does(model, tokenizer, monkeypatch, tokens_at_once):
     """On a GPU each step is one CUDA graph; what is in it is the same here."""
-    from tasks.inference import graphed
+    from tasks.inference import fixed_cache
+    from tasks.inference.fixed_cache import FixedCacheDecoder
     from tasks.inference.generate import _answer
-    from tasks.inference.graphed import GraphedDecoder
 
     # One prompt at a time, two together, all together.
-    monkeypatch.setattr(graphed, "TOKENS_AT_ONCE", tokens_at_once)
+    monkeypatch.setattr(fixed_cache, "TOKENS_AT_ONCE", tokens_at_once)
     prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
     pad, end = tokenizer.pad_token_id, 198
     expected = [_answer(model, pad, [prompt], end, MAX_NEW_TOKENS)[0] for prompt in prompts]
-    decoder = GraphedDecoder(
+    decoder = FixedCacheDecoder(
         model, end=end, pad=pad, batch_size=2, max_prompt_tokens=max(map(len, prompts)), max_new_tokens=MAX_NEW_TOKENS
     )
     # Two, then one: what an earlier batch left in the cache is not seen, nor the row that fills the batch up.
@@ -67,13 +67,38 @@ def test_steps_over_a_cache_of_fixed_size_answer_as_generate_does(model, tokeniz
         decoder.answer(prompts)
 
 
+def test_rows_whose_answers_have_ended_are_let_go_of_and_the_next_batch_is_whole_again(model, tokenizer, monkeypatch):
+    from tasks.inference import fixed_cache
+    from tasks.inference.fixed_cache import FixedCacheDecoder
+    from tasks.inference.generate import _answer
+
+    monkeypatch.setattr(fixed_cache, "STEPS_AT_ONCE", 2)
+    prompts = [tokenizer(text)["input_ids"] for text in (*PROMPTS, "One, two, three,")]
+    pad, end = tokenizer.pad_token_id, 198
+    expected = [cut(answer, end) for answer in _answer(model, pad, prompts, end, MAX_NEW_TOKENS)]
+    ends = [len(answer) for answer in expected]
+    assert min(ends) + 2 < max(ends)
+    widths = []
+    step = FixedCacheDecoder._step
+    monkeypatch.setattr(FixedCacheDecoder, "_step", lambda self: (widths.append(len(self._token)), step(self)))
+    decoder = FixedCacheDecoder(
+        model, end=end, pad=pad, batch_size=4, max_prompt_tokens=max(map(len, prompts)), max_new_tokens=MAX_NEW_TOKENS
+    )
+    for order in (prompts, prompts[::-1]):
+        widths.clear()
+        assert [cut(answer, end) for answer in decoder.answer(order)] == (
+            expected if order is prompts else expected[::-1]
+        )
+        assert widths[0] == 4 > widths[-1]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", ["LlamaConfig", "Qwen3Config"])
 def test_a_graph_of_a_step_answers_as_generate_does(name):
     """In float32, where rounding decides nothing; lengths are apart."""
     import transformers
 
-    from tasks.inference import graphed
+    from tasks.inference import fixed_cache
     from tasks.inference.generate import _answer
 
     torch.manual_seed(1)
@@ -82,10 +107,10 @@ def test_a_graph_of_a_step_answers_as_generate_does(name):
         num_key_value_heads=2, head_dim=32, max_position_embeddings=4096, pad_token_id=0,
     )  # fmt: skip
     model = transformers.AutoModelForCausalLM.from_config(config).to("cuda").eval()
-    assert graphed.can_be_graphed(model)
+    assert fixed_cache.has_fixed_cache(model)
     prompts = [torch.randint(1, 512, (length,)).tolist() for length in (1100, 300, 17, 2, 1)]
     expected = _answer(model, 0, prompts, 511, 40)
-    decoder = graphed.GraphedDecoder(
+    decoder = fixed_cache.FixedCacheDecoder(
         model, end=511, pad=0, batch_size=len(prompts), max_prompt_tokens=1100, max_new_tokens=40
     )
     for part in (prompts, prompts[3:], prompts):
@@ -94,10 +119,9 @@ def test_a_graph_of_a_step_answers_as_generate_does(name):
 
 
 def test_shorter_prompts_get_a_cache_of_their_own_and_the_same_answers(model, tokenizer, monkeypatch):
-    """On a GPU; the decoder takes the same steps here, without a graph."""
     from tasks.dataset.rendering.family import FAMILIES
     from tasks.inference import generate as engine
-    from tasks.inference.graphed import GraphedDecoder
+    from tasks.inference.fixed_cache import FixedCacheDecoder
     from tasks.inference.losses import plain_conversations
 
     examples = sorted(plain_conversations(), key=lambda example: len(str(example.messages)))
@@ -113,11 +137,12 @@ def test_shorter_prompts_get_a_cache_of_their_own_and_the_same_answers(model, to
 
     def decoder(*args, **settings):
         made.append(settings["max_prompt_tokens"])
-        return GraphedDecoder(*args, **settings)
+        return FixedCacheDecoder(*args, **settings)
 
-    expected = answers()
-    monkeypatch.setattr(engine, "can_be_graphed", lambda model: True)
-    monkeypatch.setattr(engine, "GraphedDecoder", decoder)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "has_fixed_cache", lambda model: False)
+        expected = answers()
+    monkeypatch.setattr(engine, "FixedCacheDecoder", decoder)
     assert answers() == expected
     assert 2 <= len(made) <= 3
     assert made == sorted(made, reverse=True)

@@ -40,6 +40,12 @@ class Small:
         return torch.cat([input_ids, torch.full((len(input_ids), 1), END)], dim=1)
 
 
+@pytest.fixture(autouse=True)
+def its_own_way(monkeypatch):
+    """The model of these tests generates by itself."""
+    monkeypatch.setattr("tasks.inference.generate.has_fixed_cache", lambda model: False)
+
+
 def examples(n: int) -> list[Example]:
     return [Example(f"{i:02d}", (Message("user", "q" * i),), (), (), "", "s", "test") for i in range(n)]
 
