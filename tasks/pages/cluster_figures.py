@@ -10,7 +10,7 @@ from tasks.pages.figures import FINETUNED, INK, ORIGINAL, _svg
 
 COLOURS = (FINETUNED, "#d98c2b", "#3aa37a", "#9a63c9", "#d0517a", ORIGINAL)
 Curve = Sequence[tuple[int, float]]
-MAX_TICKS = 8
+MAX_TICKS = 12
 UNITS = ("B", "KiB", "MiB", "GiB")
 
 
@@ -35,18 +35,28 @@ def bandwidth_by_size(curves: Mapping[str, Curve], reference: Curve, floor: Curv
         )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    sizes = sorted({size for curve in curves.values() for size, _ in curve})
-    ticks = sizes[:: -(-len(sizes) // MAX_TICKS)]
+    ticks = _apart(sorted({size for curve in curves.values() for size, _ in curve}))
     axes.set_xticks(ticks, [size_label(size) for size in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("message")
     axes.set_ylabel("busbw, GB/s")
-    legend = axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    # Bandwidth rises with the size: that corner is empty.
+    legend = axes.legend(frameon=False, fontsize=9, loc="lower right")
     for text in legend.get_texts():
         text.set_color(INK)
     return _svg(figure)
+
+
+def _apart(sizes: Sequence[int]) -> list[int]:
+    """The sizes whose labels fit beside each other on a logarithmic axis, the largest among them."""
+    gap = (sizes[-1] / sizes[0]) ** (1 / MAX_TICKS)
+    kept = [sizes[-1]]
+    for size in reversed(sizes):
+        if size < kept[-1] and size * gap <= kept[-1]:
+            kept.append(size)
+    return kept[::-1]
 
 
 def pair_matrix(places: Sequence[str], speeds: Mapping[tuple[str, str], float]) -> str:
