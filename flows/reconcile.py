@@ -34,6 +34,7 @@ from prefect.states import Crashed, Scheduled
 
 from flows.cluster_check import end_state, mlflow_status
 from flows.local_stack import StackError, configured_stack, running_stack
+from flows.outlive_worker import outlive_worker
 from tasks.contracts.cluster_report import Report
 from tasks.contracts.files import read_json
 from tasks.contracts.run_folder import CheckFolder, RunFolder
@@ -59,6 +60,7 @@ def reconcile(storage: str = "storage", action: Action = "adopt", is_dry_run: bo
         action: `adopt`: a run with a deployment is scheduled again and finds its running job. `cancel`: every run is ended.
         is_dry_run: only say what would be done.
     """
+    outlive_worker()
     logger = get_run_logger()
     done: list[dict[str, str]] = []
     root = Path(storage).resolve()

@@ -16,6 +16,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 from transformers.cache_utils import StaticLayer
 
+from tasks.models.memory import is_out_of_memory
 from tasks.models.packed_attention import PACKED, register
 
 STEPS_AT_ONCE = 8
@@ -31,13 +32,26 @@ TOKENS_AT_ONCE = 16_384
 
 
 def has_fixed_cache(model: PreTrainedModel) -> bool:
-    """Whether the model's cache holds every token (no sliding windows), its attention switches, and its scores are not capped."""
+    """Whether the model's cache holds every token (no sliding windows), and its layers take packed prompts and a step after them.
+
+    What layers hand to their attention (boundaries, sinks, caps) cannot be seen from outside: two prompts of a token or two are
+    read and one step is taken.
+    """
     if getattr(model.config, "attn_logit_softcapping", None) is not None:
         return False
     with _attention(model, PACKED) as is_taken:
         if not is_taken:
             return False
-    return all(type(layer) is StaticLayer for layer in StaticCache(config=model.config, max_cache_len=1).layers)
+    if any(type(layer) is not StaticLayer for layer in StaticCache(config=model.config, max_cache_len=1).layers):
+        return False
+    try:
+        with torch.inference_mode():
+            FixedCacheDecoder(model, end=-1, pad=0, batch_size=2, max_prompt_tokens=2, max_new_tokens=2).try_out()
+    except (ValueError, TypeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 def left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,13 +143,19 @@ class FixedCacheDecoder:
         answers = self._let_go | dict(last)
         return [answers[row] for row in range(len(prompts))]
 
+    def try_out(self) -> None:
+        """Read two prompts and take a step, without a graph."""
+        self._read([[0], [0, 0]], 2)
+        self._step()
+
     def _run(self, prompts: Sequence[list[int]], width: int) -> None:
         if self._graph is None and self._model.device.type == "cuda":
             with torch.cuda.device(self._model.device):
                 self._capture()
         self._read(prompts, width)
         for made in range(1, self.max_new_tokens):
-            if made % STEPS_AT_ONCE == 1:
+            # On a processor there is nothing to wait for.
+            if self._graph is None or made % STEPS_AT_ONCE == 1:
                 if bool(self._has_ended.all()):
                     break
                 if self._graph is None:

@@ -35,7 +35,10 @@ def to_fp8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Fp8Linear(nn.Module):
-    """A frozen :class:`~torch.nn.Linear` whose products are FP8, summed in float32 and returned in bfloat16."""
+    """A frozen :class:`~torch.nn.Linear` whose products are FP8, returned in bfloat16.
+
+    Sums are Hopper's fast ones, of a few bits less than float32, forward and for the gradient.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -86,22 +89,41 @@ def _multiply(given: torch.Tensor, rows: torch.Tensor, scales: torch.Tensor) -> 
     )
 
 
-def convert(decoder: nn.Module) -> tuple[int, int]:
-    """Put FP8 products in place of a decoder's frozen ones, those under an adapter too.
+def fits(linear: nn.Linear) -> bool:
+    """Whether the kernels take its products."""
+    return not linear.in_features % DIVISOR and not linear.out_features % DIVISOR
 
-    Returns:
-        how many linear layers were converted, and how many frozen ones were left as they are because a side of theirs is not
-        divisible by :data:`DIVISOR`.
+
+def share_in_fp8(decoder: nn.Module) -> float:
+    """Of a decoder's parameters, those that :func:`convert` would multiply in FP8; experts and other layers of their own are not.
+
+    Args:
+        decoder: without adapters, with weights or without.
     """
-    converted = left = 0
-    for parent in list(decoder.modules()):
-        for name, part in list(parent.named_children()):
-            if not isinstance(part, nn.Linear) or part.weight.requires_grad:
-                continue
-            if part.in_features % DIVISOR or part.out_features % DIVISOR:
-                left += 1
-                continue
-            # One layer at a time: the old matrix is gone before the next is made.
-            setattr(parent, name, Fp8Linear(part))
-            converted += 1
-    return converted, left
+    converted: int = sum(p.weight.numel() for p in decoder.modules() if isinstance(p, nn.Linear) and fits(p))
+    # The embedding is looked up and multiplies nothing.
+    embeddings = {id(p.weight) for p in decoder.modules() if isinstance(p, nn.Embedding)}
+    whole: int = sum(p.numel() for p in decoder.parameters() if id(p) not in embeddings)
+    return converted / whole if whole else 0.0
+
+
+def convert(decoder: nn.Module) -> int:
+    """Put FP8 products in place of a decoder's frozen ones that :func:`fits`, those under an adapter too; says how many."""
+    # Names, not layers: a list of layers would keep every old matrix until the end.
+    places = [
+        (parent, name)
+        for parent in decoder.modules()
+        for name, part in parent.named_children()
+        if isinstance(part, nn.Linear) and not part.weight.requires_grad and fits(part)
+    ]
+    for parent, name in places:
+        setattr(parent, name, Fp8Linear(getattr(parent, name)))
+    return len(places)
+
+
+def checksum(decoder: nn.Module) -> int:
+    """Of all that is multiplied in FP8: the same on two ranks that hold the same."""
+    return sum(
+        int(part.rows.view(torch.uint8).sum(dtype=torch.int64)) * number
+        for number, part in enumerate((p for p in decoder.modules() if isinstance(p, Fp8Linear)), start=1)
+    )

@@ -9,7 +9,7 @@ from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from tasks.contracts.settings import TrainingSettings
-from tasks.models.fp8_base import DIVISOR, convert
+from tasks.models.fp8_base import checksum, convert
 from tasks.models.load import Resolved, device, load_model, load_tokenizer, quiet_loading, resolve_precision
 from tasks.models.packed_attention import PACKED, register
 from tasks.training.adapter import lora_config
@@ -99,8 +99,8 @@ def build_trainer(
         padding_free=packed,
         dataloader_drop_last=True,
         ddp_find_unused_parameters=False,
-        # None changes: rotary frequencies, and the base in FP8.
-        ddp_broadcast_buffers=False,
+        # The base in FP8 is buffers, which do not change, and which gloo cannot send.
+        ddp_broadcast_buffers=False if settings.fp8_base else None,
         ddp_timeout=int(max(2 * settings.collective_timeout_minutes * 60, START_LIMIT_S)),
         report_to="none",
         # Of the base in shards transformers could save nothing else; our checkpoints do not go through it.
@@ -124,15 +124,23 @@ def build_trainer(
         **elastic,
     )
     if settings.fp8_base:
-        converted, left = convert(trainer.model.get_base_model().get_decoder())
+        decoder = trainer.model.get_base_model().get_decoder()
+        converted = convert(decoder)
+        _check_same_base(trainer, checksum(decoder))
         if trainer.ranks.rank == 0:
-            trainer.say(
-                f"fp8_base: {converted} frozen matrices of the decoder are multiplied in FP8"
-                + (f", {left} have a side that {DIVISOR} does not divide and are not" if left else "")
-            )
+            trainer.say(f"fp8_base: {converted} frozen matrices of the decoder are multiplied in FP8")
     # The reporter prints a line that a person can read.
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _check_same_base(trainer: Elastic, own: int) -> None:
+    """DDP puts parameters in step at the start, and leaves out the buffers that a base in FP8 is."""
+    sums = [row[0] for row in trainer.ranks.gather([own]).wait()]
+    if other := [rank for rank, found in enumerate(sums) if found != sums[0]]:
+        raise ValueError(
+            f"ranks {other} read another base model than rank 0; model.name must be the same files on every node"
+        )
 
 
 def is_packed(settings: TrainingSettings) -> bool:

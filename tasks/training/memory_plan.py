@@ -1,8 +1,8 @@
 """Conversations per GPU at a time, and whether activations are recomputed, from the memory that there is.
 
 What a token costs is counted, not guessed: the model is built on torch's ``meta`` device, which holds no data, and every tensor
-that its forward pass keeps for the backward pass is added up. Compiled layers keep less than these, so that the count errs to the
-safe side; where it errs to the other, an attempt that runs out of memory is followed by one with less (``micro_batch.py``).
+that its forward pass keeps for the backward pass is added up. Compiled layers keep less than these, by a share that was
+measured of one model; where memory runs out all the same, another attempt with less follows (``micro_batch.py``).
 """
 
 from collections.abc import Mapping, Sequence

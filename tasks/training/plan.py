@@ -17,6 +17,8 @@ FREE_SETTINGS = frozenset(
     }
 )
 """Training settings that change how fast or in how much memory, and nothing that is learnt: a run may go on with others."""
+LATER_SETTINGS = {"fp8_base": False}
+"""Training settings that are younger than checkpoints which may be gone on from, and what was done before there were any."""
 MAX_WARMUP_SHARE = 0.2
 """A run that spends a fifth of its steps or more warming up has a wrong batch size or warm-up for its rows."""
 

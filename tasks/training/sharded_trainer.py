@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from tasks.models.fp8_base import Fp8Linear
 from tasks.training.answer_only_loss import AnswerOnlyTrainer
 
 
@@ -40,7 +41,9 @@ class ShardedTrainer(AnswerOnlyTrainer):
 
 def held_parameters(model: nn.Module) -> int:
     """How many parameters this rank holds: of a sharded one its own part."""
-    return sum(_held(parameter).numel() for parameter in model.parameters())
+    in_fp8: int = sum(p.in_features * p.out_features for p in model.modules() if isinstance(p, Fp8Linear))
+    parameters: int = sum(_held(parameter).numel() for parameter in model.parameters())
+    return in_fp8 + parameters
 
 
 def _held(parameter: nn.Parameter) -> torch.Tensor:

@@ -9,17 +9,18 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks.contracts.files import digest_of_files, read_json
 from tasks.contracts.settings import TrainingSettings
-from tasks.models.fp8_base import why_not
+from tasks.models.fp8_base import DIVISOR, share_in_fp8, why_not
 from tasks.models.load import device
 from tasks.training.adapter import lora_config
 from tasks.training.build import precision_of
 from tasks.training.checkpoints import MANIFEST, folder_of, newest_valid
-from tasks.training.plan import FREE_SETTINGS, TrainingPlan, plan_training
+from tasks.training.plan import FREE_SETTINGS, LATER_SETTINGS, TrainingPlan, plan_training
 from tasks.training.ranks import Ranks
 from tasks.training.stop_request import leave_silently
 from tasks.training.zero3_trainer import is_installed
 
 NO_CHECKPOINT = -1
+MIN_SHARE_IN_FP8 = 0.5
 
 
 class CheckpointNotSeen(RuntimeError):
@@ -71,6 +72,14 @@ def check_inputs(
                 "set training.precision=bfloat16"
             )
     config = AutoConfig.from_pretrained(model_folder)
+    # Modules without weights: enough to know their names and sizes.
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    if settings.fp8_base and (share := share_in_fp8(model.get_decoder())) < MIN_SHARE_IN_FP8:
+        problems.append(
+            f"training.fp8_base=true: {share:.0%} of the decoder's parameters are linear layers whose sides {DIVISOR} divides, "
+            f"the only ones that are multiplied in FP8, and less than {MIN_SHARE_IN_FP8:.0%} is not worth it; set it to false"
+        )
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and lengths and max(lengths) > positions:
         longer = sum(length > positions for length in lengths)
@@ -79,9 +88,7 @@ def check_inputs(
             f"{model_folder}, the longest has {max(lengths)} tokens; set dataset.max_length_tokens={positions} or less"
         )
     try:
-        # Modules without weights: enough to know their names.
-        with torch.device("meta"):
-            lora_config(settings.lora, AutoModelForCausalLM.from_config(config))
+        lora_config(settings.lora, model)
     except ValueError as error:
         problems.append(str(error))
     if problems or plan is None:
@@ -94,6 +101,9 @@ def binding_of(
 ) -> Mapping[str, Any]:
     """What makes an experiment what it is; a checkpoint is gone on from only where all of it is the same."""
     learnt = settings.model_dump(mode="json", exclude=set(FREE_SETTINGS))
+    for name, before in LATER_SETTINGS.items():
+        if learnt[name] == before:
+            del learnt[name]
     return {f"training.{name}": value for name, value in learnt.items()} | {
         "base_weights_sha256": base_digest,
         "training_rows_sha256": digest_of_files([rows_file], rows_file.parent),

@@ -142,7 +142,8 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     held = held_parameters(trainer.model)
     reporter.flops_per_token = flops_per_token(trainer.model, lengths)
-    reporter.peak_flops = peak_flops(precision_of(settings))
+    # Products in FP8 have another peak, and only some are.
+    reporter.peak_flops = 0.0 if settings.fp8_base else peak_flops(precision_of(settings))
     if writer is not None and ledger is not None:
         trainer.record_to(writer, ledger)
         if reduction is not None:

@@ -1,8 +1,9 @@
 """Other engines beside our own answers: ``python -m tests.benchmarks.engines STORAGE RUN [--vllm PYTHON] [--chat URL]``.
 
-Asks the test requests of a finished run (with the settings that it had, the model ``embedded``) again: through vLLM's server as a
-job starts it, which gets our token ids and must therefore answer as we did; and through a server that renders and parses by
-itself, as ``transformers serve``, whose answers are its own. Table last: answers equal to ours to the letter, the same calls.
+Asks the test requests of a finished run of the model ``embedded`` again: through vLLM's server as a job starts it, in the run's
+precision, which gets our token ids and must therefore answer as we did but for rounding; and through a server that renders and
+parses by itself, as ``transformers serve``, whose answers are its own (its seconds hold the loading of the model). Table last:
+answers equal to ours to the letter, the same calls.
 """
 
 import argparse
@@ -47,12 +48,17 @@ def main() -> None:
     storage = arguments.storage.resolve()
     folder = RunFolder(StorageSettings(shared=str(storage)), arguments.run)
     settings = read_json(folder.experiment)["experiment"]["inference"]
+    if settings["temperature"]:
+        raise SystemExit(
+            f"{arguments.run} drew its answers (inference.temperature={settings['temperature']}); take a greedy run"
+        )
     base = materialise(ModelSettings(name="embedded"), storage)
     tokenizer, family = load_tokenizer(base), FAMILIES[detect_family(base)]
     examples = read_examples(folder.dataset / "test.parquet")[: arguments.requests]
     longest = max(len(encode_prompt(tokenizer, family, example)) for example in examples) + settings["max_new_tokens"]
     rows = []
     for which, adapter in (("baseline", None), ("finetuned", folder.adapter)):
+        precision = read_json(folder.inference(which) / "manifest.json")["precision"]
         stored = pq.read_table(folder.inference(which) / "predictions.parquet").to_pylist()
         ours = [prediction_from_record(record) for record in stored]
 
@@ -74,7 +80,7 @@ def main() -> None:
                     VllmSettings(python=arguments.vllm),
                     base,
                     adapter,
-                    precision="float32",
+                    precision=precision,
                     max_tokens=longest,
                     device=None,
                     log=Path(logs) / "vllm.log",

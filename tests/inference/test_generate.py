@@ -67,12 +67,23 @@ def test_steps_over_a_cache_of_fixed_size_answer_as_generate_does(model, tokeniz
         decoder.answer(prompts)
 
 
+@pytest.mark.parametrize(
+    ("name", "is_taken"), [("LlamaConfig", True), ("StableLmConfig", False), ("NemotronConfig", False)]
+)
+def test_models_whose_layers_do_not_take_packed_prompts_are_left_to_generate(name, is_taken):
+    import transformers
+
+    from tasks.inference.fixed_cache import has_fixed_cache
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = getattr(transformers, name)(**sizes, num_attention_heads=2, num_key_value_heads=2, pad_token_id=0)
+    assert has_fixed_cache(transformers.AutoModelForCausalLM.from_config(config).eval()) == is_taken
+
+
 def test_rows_whose_answers_have_ended_are_let_go_of_and_the_next_batch_is_whole_again(model, tokenizer, monkeypatch):
-    from tasks.inference import fixed_cache
     from tasks.inference.fixed_cache import FixedCacheDecoder
     from tasks.inference.generate import _answer
 
-    monkeypatch.setattr(fixed_cache, "STEPS_AT_ONCE", 2)
     prompts = [tokenizer(text)["input_ids"] for text in (*PROMPTS, "One, two, three,")]
     pad, end = tokenizer.pad_token_id, 198
     expected = [cut(answer, end) for answer in _answer(model, pad, prompts, end, MAX_NEW_TOKENS)]

@@ -1,12 +1,15 @@
 """FP8 products beside exact ones. All of it runs on a processor too."""
 
+import weakref
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from tasks.models.fp8_base import Fp8Linear, convert, to_fp8, why_not
+from tasks.models import fp8_base
+from tasks.models.fp8_base import Fp8Linear, checksum, convert, share_in_fp8, to_fp8, why_not
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 E4M3_ROUNDING = 2.0**-4
@@ -76,11 +79,39 @@ def test_only_frozen_matrices_of_the_decoder_are_converted_and_those_that_fit():
     )
     names = {name for name, _ in model.named_parameters() if "lora_" in name}
     # 72 is not divisible by 16: gate, up and down stay.
-    assert convert(model.get_base_model().get_decoder()) == (8, 6)
+    decoder = model.get_base_model().get_decoder()
+    assert convert(decoder) == 8
     assert {name for name, p in model.named_parameters() if p.requires_grad} == names
     assert sum(isinstance(part, Fp8Linear) for part in model.modules()) == 8
     assert isinstance(model.get_base_model().lm_head, nn.Linear)
     assert not [name for name in model.state_dict() if "row" in name or "column" in name]
+    before = checksum(decoder)
+    first = next(part for part in decoder.modules() if isinstance(part, Fp8Linear))
+    first.rows.view(torch.uint8)[0, 0] += 1
+    assert checksum(decoder) != before
+
+
+def test_each_old_matrix_is_gone_before_the_next_is_converted(monkeypatch):
+    decoder = nn.Sequential(*(nn.Linear(32, 32).requires_grad_(False) for _ in range(4)))
+    old, alive = [weakref.ref(layer.weight) for layer in decoder], []
+
+    class Watching(Fp8Linear):
+        def __init__(self, linear):
+            alive.append(sum(reference() is not None for reference in old))
+            super().__init__(linear)
+
+    monkeypatch.setattr(fp8_base, "Fp8Linear", Watching)
+    assert convert(decoder) == 4
+    assert alive == [4, 3, 2, 1]
+
+
+def test_the_share_that_would_be_in_fp8_is_known_without_weights():
+    sizes = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    with torch.device("meta"):
+        dense = LlamaForCausalLM(LlamaConfig(intermediate_size=64, **sizes))
+        experts = Qwen3MoeForCausalLM(Qwen3MoeConfig(moe_intermediate_size=64, num_experts=8, head_dim=16, **sizes))
+    assert share_in_fp8(dense.get_decoder()) > 0.98
+    assert share_in_fp8(experts.get_decoder()) < 0.3
 
 
 def test_a_gpu_without_fp8_is_named(monkeypatch):

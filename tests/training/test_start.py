@@ -6,7 +6,8 @@ from tasks.contracts.attempt import TryAgain
 from tasks.contracts.settings import TrainingSettings
 from tasks.models.memory import is_out_of_memory
 from tasks.training.micro_batch import read_reduction, reduce
-from tasks.training.start import check_inputs
+from tasks.training.plan import plan_training
+from tasks.training.start import binding_of, check_inputs
 from tasks.training.zero3_trainer import is_installed
 from tests.training import toy
 
@@ -28,6 +29,7 @@ def settings(**changes) -> TrainingSettings:
         ({"lora": {"target_modules": ["q_proj", "v_prj"]}}, 20, "v_prj match no layer .* are down_proj, gate_proj"),
         ({"lora": {"target_modules": "nothing"}}, 20, "nothing match no layer"),
         ({"lora": {"first_layer": 2}}, 20, "first_layer=2, but the model's 2 layers end at 1"),
+        ({"fp8_base": True, "precision": "auto"}, 20, "training.precision=auto is (float32|mixed) here"),
     ],
 )
 def test_each_reason_names_the_value_and_what_would_do(model, changes, longest, message):
@@ -89,3 +91,25 @@ def test_torchs_words_for_missing_memory_are_known():
         torch.empty(1 << 60)
     assert is_out_of_memory(caught.value)
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_checkpoints_from_before_a_setting_there_was_are_gone_on_from_with_what_was_done_then(model):
+    rows = toy.make_rows(model.parent / "rows") / "train.arrow"
+
+    def binding(**changes):
+        asked = settings(precision="bfloat16", **changes)
+        return binding_of(asked, plan_training(asked, num_rows=48, world_size=2), base_digest="-", rows_file=rows)
+
+    assert "training.fp8_base" not in binding()
+    assert binding(fp8_base=True) == binding() | {"training.fp8_base": True}
+
+
+def test_a_model_of_experts_is_not_worth_fp8(tmp_path, monkeypatch):
+    from transformers import Qwen3MoeConfig
+
+    Qwen3MoeConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=64, moe_intermediate_size=64, num_experts=8, head_dim=16,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    with pytest.raises(ValueError, match=r"training.fp8_base=true: 8% of the decoder's parameters"):
+        check_inputs(settings(fp8_base=True, precision="bfloat16"), tmp_path, [20] * 48, 2)
