@@ -7,6 +7,7 @@ On a processor the same steps are taken without a graph: a cache that grows is c
 there. Rows whose answers have ended are let go of.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -50,6 +51,12 @@ def has_fixed_cache(model: PreTrainedModel) -> bool:
     except (ValueError, TypeError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
+        # Slower, and it shall be seen: a kind of model that did take them may have stopped to.
+        warnings.warn(
+            f"{type(model).__name__} does not take packed prompts ({type(error).__name__}: {error}): its answers are made by "
+            "transformers' generate, which is slower",
+            stacklevel=2,
+        )
         return False
     return True
 
