@@ -7,7 +7,7 @@ TEST_DATA := $(VENV)/.test-data
 REPEAT ?= 10
 SLURM_TESTS ?= tests/pool/test_slurm.py tests/pool/test_slurm_drain.py tests/integration/test_finetune_slurm.py
 
-.PHONY: help install demo ui deploy test test-fast test-slurm test-kubernetes stack-test faults faults-pool faults-cluster \
+.PHONY: help install demo ui deploy test test-fast test-gpu test-slurm test-kubernetes stack-test faults faults-pool faults-cluster \
 	check-cluster benchmark-inference audit licences check format clean
 
 help:  ## show this help
@@ -42,6 +42,9 @@ test: $(TEST_DATA)  ## every test, two files at a time
 
 test-fast: $(TEST_DATA)  ## the tests that start nothing
 	$(BIN)/python -m pytest -m 'not integration'
+
+test-gpu: $(TEST_DATA)  ## the tests that need a GPU
+	PROVING_GROUND_TEST_GPU=1 $(BIN)/python -m pytest -m gpu
 
 test-slurm: $(INSTALLED)  ## the pool on a real Slurm of two nodes, made here for it; needs root, takes minutes
 	infra/slurm/local-cluster.sh up

@@ -1,12 +1,17 @@
 """What several tests need: real rows, the embedded model, small pools."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tasks.contracts.settings import ModelSettings
+
+# What a test says of a processor holds on a machine with GPUs too; those marked gpu are run by make test-gpu.
+if os.environ.get("PROVING_GROUND_TEST_GPU") != "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -15,8 +20,15 @@ SHARE_A_RUN = {"test_faults", "test_finetune", "test_notebook", "test_secrets"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those first: they take as long as most others together, and two processes end at nearly the same time."""
+    # They take as long as most others together: with them first two processes end at nearly the same time.
     items.sort(key=lambda item: item.path.stem not in SHARE_A_RUN)
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in on_gpu:
+                item.add_marker(pytest.mark.skip(reason="needs a GPU: make test-gpu"))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -31,6 +31,7 @@ from tasks.hardware.telemetry import Sampler
 from tasks.training.adapter import trained_weights
 from tasks.training.checkpoint_writer import CheckpointWriter
 from tasks.training.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS, OPTIMIZER, STATE, TRAINER_STATE, Snapshot
+from tasks.training.copy_off import CopyOff
 from tasks.training.ledger import Ledger
 from tasks.training.loss_check import NUM_STEPS_COMPARED, LossCheck, LossDiverged, check_divergence
 from tasks.training.rank_report import RankClock, RankReport, RankReports
@@ -83,12 +84,15 @@ class Elastic(SFTTrainer):
         self._losses = LossCheck(ranks.rank)
         self._restored: Mapping[str, Any] | None = None
         self._saved_step = 0
+        self._copy_off = CopyOff()
         self.data_collator = _KeepRows(self.data_collator)
         self.add_callback(_StepEnd(self))
 
     def record_to(self, writer: CheckpointWriter, ledger: Ledger) -> None:
-        """On rank 0, before training: who writes."""
+        """On rank 0, before training: who writes, out of which memory."""
         self.writer, self.ledger = writer, ledger
+        # AdamW's two moments are as large as what is trained.
+        self._copy_off.reserve(trained_weights(self.model), times=3)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The micro-batches of one step; their rows and this rank's wish to stop begin their way to all ranks."""
@@ -167,12 +171,18 @@ class Elastic(SFTTrainer):
         """Copy the state off and let it be written beside training."""
         began = time.perf_counter()
         step = self.state.global_step
-        self.watchdog.at(f"step {step}, copying the checkpoint off")
+        self.watchdog.at(f"step {step}, gathering the checkpoint")
         self._losses.finish()
         since_logged = self.ranks.mean(float(self._tr_loss))
         weights, moments = self.weights(), self._moments()
         if self.writer is None:
             return
+        self.watchdog.at(f"step {step}, waiting for the checkpoint before it")
+        # It is written from the memory that this one is copied to.
+        self.writer.join()
+        self.watchdog.at(f"step {step}, copying the checkpoint off")
+        adapter = self._adapter(weights)
+        copies = self._copy_off({**adapter, **moments})
         points = [p["loss"] for p in self.state.log_history if "loss" in p and p["step"] > self._saved_step]
         state = {
             "step": step,
@@ -184,8 +194,8 @@ class Elastic(SFTTrainer):
         }
         snapshot = Snapshot(
             step=step,
-            adapter={name: _off(tensor) for name, tensor in self._adapter(weights).items()},
-            optimizer={name: _off(tensor) for name, tensor in moments.items()},
+            adapter={name: copies[name] for name in adapter},
+            optimizer={name: copies[name] for name in moments},
             texts={
                 STATE: json.dumps(state, indent=2, sort_keys=True),
                 TRAINER_STATE: json.dumps(dataclasses.asdict(self.state), indent=2, sort_keys=True),
@@ -194,7 +204,6 @@ class Elastic(SFTTrainer):
             loss=sum(points) / len(points) if points else None,
         )
         self._saved_step = step
-        self.watchdog.at(f"step {step}, waiting for the checkpoint before it")
         self.writer.submit(snapshot)
         self._reports.checkpoint_s += time.perf_counter() - began
 
@@ -308,8 +317,3 @@ def state_of(moments: Mapping[str, torch.Tensor], parameter: str) -> dict[str, t
     """AdamW's state of one parameter, out of those of all."""
     suffix = f"/{parameter}"
     return {name.removesuffix(suffix): tensor for name, tensor in moments.items() if name.endswith(suffix)}
-
-
-def _off(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy on the CPU, which training does not change any more."""
-    return tensor.detach().to("cpu", copy=True).contiguous()

@@ -11,6 +11,7 @@ themselves, over and over until the chip is warm: no step can be faster. Table l
 import argparse
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -34,13 +35,23 @@ from tests.benchmarks.llama_8b import SHAPE, make_model
 from tests.conftest import REPOSITORY
 
 LONGEST = 4096
-WARMUP_POINTS = 3
+WARMUP_STEPS = 5
+POINT_STEPS = 5
 LORA = {"rank": 64, "alpha": 128}
-WHO = {"bfloat16": "this project", "fp8": "this project, fp8_base", "trl": "TRL as it comes"}
+WHO = {
+    "bfloat16": "this project",
+    "fp8": "this project, fp8_base",
+    "network": "this project, a GPU a node",
+    "trl": "TRL as it comes",
+}
+OVER_NETWORK = {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1"}
+"""Makes GPUs of one machine talk as those of several do."""
 CASES = {"documents of 4,096": 4, "conversations, mean 600": 24}
 """Rows of an optimiser step per GPU; about 16,000 tokens."""
 STEP_TOKENS = 16_384
-CHOICE = "conversations at a time"
+TOLD = ("conversations at a time", "fp8_base", "profile  ")
+"""Lines of the program that are of interest here."""
+HELD = "train/checkpoint_held_seconds"
 
 
 def make_rows(folder: Path, case: str, num_rows: int) -> list[int]:
@@ -108,18 +119,34 @@ def bound(seconds: float = 12.0) -> tuple[float, float]:
     return found[0], found[1]
 
 
-def ours(root: Path, model: Path, dataset: Path, steps: int, gpus: int, batch: int, *, fp8: bool) -> dict[str, Any]:
-    """The training program as the pool runs it."""
+def ours(
+    root: Path,
+    model: Path,
+    dataset: Path,
+    steps: int,
+    gpus: int,
+    batch: int,
+    *,
+    who: str,
+    dropout: float,
+    is_profiled: bool,
+) -> dict[str, Any]:
+    """The training program as the pool runs it, with checkpoints on the way.
+
+    Args:
+        who: of :data:`WHO`; ``network``: every GPU is an emulated node of its own.
+    """
     settings = TrainingSettings(
         global_batch_size=batch * gpus,
         per_device_batch_size="auto",
         gradient_checkpointing="auto",
         max_steps_per_epoch=steps,
         precision="bfloat16",
-        fp8_base=fp8,
-        save_every_steps=steps,
-        log_every_steps=1,
-        lora=LORA,
+        fp8_base=who == "fp8",
+        save_every_steps=steps // 4,
+        # Every point waits for the GPU, which then has nothing to do for a moment.
+        log_every_steps=POINT_STEPS,
+        lora=LORA | {"dropout": dropout},
     )
     attempt = root / "job" / "001"
     attempt.mkdir(parents=True)
@@ -132,19 +159,48 @@ def ours(root: Path, model: Path, dataset: Path, steps: int, gpus: int, batch: i
     }
     write_json(attempt / "spec.json", {"arguments": arguments})
     (root / "job" / "NEWEST").write_text("001")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}", "--module"]
-    done = subprocess.run(
-        [*command, "tasks.training", str(attempt / "spec.json")], cwd=REPOSITORY, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise SystemExit(done.stdout[-3000:] + done.stderr[-3000:])
-    print(*(line for line in done.stdout.splitlines() if CHOICE in line or "fp8_base" in line), sep="\n", flush=True)
-    points = [metrics for _, metrics in read_points(root / "job")]
+    program = "tests.benchmarks.training_profile" if is_profiled else "tasks.training"
+    nodes = gpus if who == "network" else 1
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    agents = [
+        subprocess.Popen(
+            [
+                *(
+                    sys.executable,
+                    "-m",
+                    "torch.distributed.run",
+                    f"--nnodes={nodes}",
+                    f"--nproc-per-node={gpus // nodes}",
+                ),
+                *(f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"),
+                *("--module", program, str(attempt / "spec.json")),
+            ],
+            cwd=REPOSITORY,
+            env=os.environ | (OVER_NETWORK | {"CUDA_VISIBLE_DEVICES": str(node)} if who == "network" else {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for node in range(nodes)
+    ]
+    # The others say nothing that would fill a pipe.
+    output, *_ = [agent.communicate()[0] for agent in agents]
+    if any(agent.returncode for agent in agents):
+        raise SystemExit(output[-6000:])
+    told = [line for line in output.splitlines() if any(word in line for word in TOLD)]
+    print(*told, sep="\n", flush=True)
+    told_points = read_points(root / "job")
+    points = [metrics for step, metrics in told_points if step > WARMUP_STEPS]
+    step_s = statistics.median(p["train/step_seconds"] for p in points)
+    held = [p[HELD] for p in points if HELD in p]
+    shares = ", ".join(f"{one:.2f} s, {one / (50 * step_s):.2%} of 50 steps" for one in held)
+    print(f"checkpoints held training up for {shares}", flush=True)
     result = json.loads((attempt / "result.json").read_text())
     return {
-        "tokens_per_s_per_gpu": statistics.median(p["train/tokens_per_s_per_gpu"] for p in points[WARMUP_POINTS:]),
+        "tokens_per_s_per_gpu": statistics.median(p["train/tokens_per_s_per_gpu"] for p in points),
         "peak_gbytes": result["peak_memory_gbytes"],
-        "losses": [p["train/loss"] for p in points],
+        "losses": [p["train/loss"] for _, p in told_points],
     }
 
 
@@ -188,7 +244,7 @@ def trl(model: Path, dataset: Path, steps: int, batch_size: int) -> dict[str, fl
     lengths = [len(row) for row in rows[: steps * batch_size]["input_ids"]]
     speeds = [
         sum(lengths[step * batch_size : (step + 1) * batch_size]) / (times[step] - times[step - 1])
-        for step in range(WARMUP_POINTS, steps)
+        for step in range(WARMUP_STEPS - 2, steps)
     ]
     return {
         "tokens_per_s_per_gpu": statistics.median(speeds),
@@ -196,12 +252,12 @@ def trl(model: Path, dataset: Path, steps: int, batch_size: int) -> dict[str, fl
     }
 
 
-def compare_losses(exact: Sequence[float], other: Sequence[float]) -> str:
-    """How far one curve is from another, relative."""
+def compare_losses(who: str, exact: Sequence[float], other: Sequence[float]) -> str:
+    """How far one curve is from this project's in bfloat16 on one node, relative."""
     apart = [abs(a - b) / b for a, b in zip(other, exact, strict=True)]
     return (
-        f"losses of {len(apart)} steps with fp8_base and without: {max(apart):.2%} apart at most, {statistics.mean(apart):.2%} "
-        f"on average; {exact[0]:.4f} to {exact[-1]:.4f} and {other[0]:.4f} to {other[-1]:.4f} nats"
+        f"losses of {len(apart)} steps, {who} and in bfloat16 on one node: {max(apart):.3%} apart at most, "
+        f"{statistics.mean(apart):.3%} on average; {exact[0]:.4f} to {exact[-1]:.4f} and {other[0]:.4f} to {other[-1]:.4f} nats"
     )
 
 
@@ -209,22 +265,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--gpus", type=int, default=1)
-    parser.add_argument("--who", nargs="+", choices=WHO, default=list(WHO))
+    parser.add_argument("--who", nargs="+", choices=WHO, default=["bfloat16", "fp8", "trl"])
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--model", type=Path, help="folder that keeps the 16 GB of weights from one call to the next")
+    parser.add_argument("--accumulation", type=int, default=1, help="so many times the rows a step, ours only")
+    parser.add_argument("--dropout", type=float, default=0.0, help="of LoRA, ours only")
+    parser.add_argument("--no-bound", action="store_true", help="leave the products and attention by themselves out")
+    parser.add_argument(
+        "--profile", action="store_true", help="say where a step's time goes on the GPU; it makes steps slower"
+    )
     parser.add_argument("--trl", nargs=3, metavar=("MODEL", "DATASET", "BATCH"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.trl:
         model, dataset, batch = arguments.trl
         print(json.dumps(trl(Path(model), Path(dataset), arguments.steps, int(batch))))
         return
-    products_s, attention_s = bound()
+    options = {"dropout": arguments.dropout, "is_profiled": arguments.profile}
+    products_s, attention_s = (0.0, 0.0) if arguments.no_bound else bound()
     torch.cuda.empty_cache()
     root = Path(tempfile.mkdtemp(prefix="training-gpu-"))
-    model = make_model(root / "model")
+    model = arguments.model or root / "model"
+    if not (model / "config.json").exists():
+        make_model(model)
     torch.cuda.empty_cache()
     rows = []
     for number, case in enumerate(arguments.case):
-        batch = CASES[case]
+        batch = CASES[case] * arguments.accumulation
         dataset = root / f"rows-{number}"
         lengths = make_rows(dataset, case, batch * arguments.gpus * arguments.steps)
         print(f"{case}: {len(lengths)} rows, {np.mean(lengths):.0f} tokens on average", flush=True)
@@ -234,18 +300,19 @@ def main() -> None:
             if who == "trl":
                 found = trl_alone(model, dataset, case)
             else:
-                found = ours(folder, model, dataset, arguments.steps, arguments.gpus, batch, fp8=who == "fp8")
+                found = ours(folder, model, dataset, arguments.steps, arguments.gpus, batch, **options, who=who)
                 losses[who] = found.pop("losses")
             rows.append((case, WHO[who], found))
             print(rows[-1], flush=True)
-        if len(losses) == 2:
-            print(compare_losses(losses["bfloat16"], losses["fp8"]), flush=True)
+        if exact := losses.pop("bfloat16", None):
+            print(*(compare_losses(WHO[who], exact, other) for who, other in losses.items()), sep="\n", flush=True)
     print(f"\n{torch.cuda.get_device_name()} x {arguments.gpus}, torch {torch.__version__}")
-    print(
-        f"of {STEP_TOKENS:,} tokens in documents of {LONGEST:,} the products alone take {1000 * products_s:.0f} ms, attention "
-        f"{1000 * attention_s:.0f} ms: at most {STEP_TOKENS / products_s:,.0f} tokens/s by the first, "
-        f"{STEP_TOKENS / (products_s + attention_s):,.0f} by both"
-    )
+    if products_s:
+        print(
+            f"of {STEP_TOKENS:,} tokens in documents of {LONGEST:,} the products alone take {1000 * products_s:.0f} ms, "
+            f"attention {1000 * attention_s:.0f} ms: at most {STEP_TOKENS / products_s:,.0f} tokens/s by the first, "
+            f"{STEP_TOKENS / (products_s + attention_s):,.0f} by both"
+        )
     for case, who, found in rows:
         print(
             f"{case:26} {who:26} {found['tokens_per_s_per_gpu']:8.0f} tokens/s/GPU  peak {found['peak_gbytes']:4.0f} GB"

@@ -106,7 +106,7 @@ def test_rows_whose_answers_have_ended_are_let_go_of_and_the_next_batch_is_whole
         assert widths[0] == 4 > widths[-1]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ["LlamaConfig", "Qwen3Config"])
 def test_a_graph_of_a_step_answers_as_generate_does(name):
     """In float32, where rounding decides nothing; lengths are apart."""

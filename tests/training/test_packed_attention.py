@@ -6,8 +6,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from tasks.models.packed_attention import packed_attention
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
 
 def apart(query, key, value, lengths):
     """Each conversation by itself, with torch's plain attention."""
@@ -45,7 +43,7 @@ def test_without_a_gpu_conversations_see_themselves_alone(lengths):
     assert torch.equal(packed(*changed, lengths, scaling=0.3)[:, first:], whole[:, first:])
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("lengths", [[17, 128, 1, 60], [64, 64], [200]])
 def test_conversations_see_themselves_alone_and_so_do_their_gradients(lengths):
     ours, theirs = heads(lengths, "cuda", torch.bfloat16), heads(lengths, "cuda", torch.bfloat16)

@@ -19,7 +19,7 @@ from tasks.training.rows import load_rows
 from tests.conftest import REPOSITORY
 from tests.training.toy import SETTINGS, TOTAL_STEPS, arguments, make_model, make_rows, points
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = pytest.mark.gpu
 
 
 def trainer(kind, folder, rows, tmp_path, **settings):
@@ -33,7 +33,7 @@ def trainer(kind, folder, rows, tmp_path, **settings):
         per_device_train_batch_size=4,
         max_steps=1,
         bf16=True,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
         report_to="none",
