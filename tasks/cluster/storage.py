@@ -1,7 +1,8 @@
-"""What the filesystems do for all nodes at once: one checkpoint-sized file and many small ones a node."""
+"""What the filesystems do for all nodes at once: a checkpoint-sized file, several times, and many small ones a node."""
 
 import os
 import shutil
+import statistics
 import time
 from pathlib import Path
 
@@ -19,16 +20,27 @@ def measure_storage(
     """Both filesystems, by the first process of every node; the others wait."""
     is_first = meeting.process == 0
     for name, root in (("shared", shared), ("scratch", scratch)):
-        meeting.begin(f"{name} storage: writing and reading")
         folder = root / f".cluster-check-{meeting.host}-{meeting.node}-{os.getpid()}"
-        # All nodes stay in step whatever one of them meets: a full disk of one is no hang of the others.
-        try:
-            if is_first:
-                faults.before_write(str(folder))
-                folder.mkdir(parents=True)
-                _large(meeting, settings, name, folder)
-        except OSError as error:
-            meeting.recorder.problem(f"{name}_writable", f"{root}: {error.strerror or error}")
+        rates: list[tuple[float, float]] = []
+        is_sound = is_first
+        for number in range(1, settings.num_repeats + 1):
+            meeting.begin(f"{name} storage: writing and reading, {number} of {settings.num_repeats}")
+            # All nodes stay in step whatever one of them meets: a full disk of one is no hang of the others.
+            try:
+                if is_sound:
+                    faults.before_write(str(folder))
+                    folder.mkdir(parents=True, exist_ok=True)
+                    rates.append(_large(settings, folder))
+            except OSError as error:
+                meeting.recorder.problem(f"{name}_writable", f"{root}: {error.strerror or error}")
+                is_sound = False
+            except _Corrupt as error:
+                meeting.recorder.problem(f"{name}_correct", str(error))
+                is_sound = False
+        if rates:
+            # Others use these filesystems as well, and one burst of theirs is no fault of a node.
+            for what, values in zip(("write", "read"), zip(*rates, strict=True), strict=True):
+                meeting.recorder.figure(f"{name}_{what}_gbytes_per_s", statistics.median(values))
         meeting.begin(f"{name} storage: small files")
         try:
             if is_first and folder.exists():
@@ -41,10 +53,15 @@ def measure_storage(
     _is_one(meeting, shared)
 
 
-def _large(meeting: Meeting, settings: StorageProbeSettings, name: str, folder: Path) -> None:
-    """Bandwidth of one file, written through to the disk; read back past this node's cache where the system lets us."""
+class _Corrupt(RuntimeError):
+    """A file does not hold what was written."""
+
+
+def _large(settings: StorageProbeSettings, folder: Path) -> tuple[float, float]:
+    """Rates in GB/s of one file, written through to the disk; read back past this node's cache where the system lets us."""
     path, total = folder / "large", settings.file_mbytes * 10**6
     block = os.urandom(min(BLOCK_BYTES, total))
+    path.unlink(missing_ok=True)
     began = time.perf_counter()
     with path.open("wb", buffering=0) as file:
         written = 0
@@ -53,7 +70,7 @@ def _large(meeting: Meeting, settings: StorageProbeSettings, name: str, folder: 
             start = written % len(block)
             written += file.write(block[start : start + total - written])
         os.fsync(file.fileno())
-    meeting.recorder.figure(f"{name}_write_gbytes_per_s", total / (time.perf_counter() - began) / 1e9)
+    writing_s = time.perf_counter() - began
     with path.open("rb", buffering=0) as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         began, read = time.perf_counter(), 0
@@ -61,16 +78,12 @@ def _large(meeting: Meeting, settings: StorageProbeSettings, name: str, folder: 
         while data := file.read(len(block) - read % len(block)):
             start = read % len(block)
             if data != block[start : start + len(data)]:
-                meeting.recorder.problem(f"{name}_correct", f"{path} does not hold at byte {read} what was written")
-                break
+                raise _Corrupt(f"{path} does not hold at byte {read} what was written")
             read += len(data)
-        else:
-            if read != total:
-                meeting.recorder.problem(
-                    f"{name}_correct", f"{path} ends after {read} of {total} bytes that were written"
-                )
-        seconds = time.perf_counter() - began
-    meeting.recorder.figure(f"{name}_read_gbytes_per_s", read / seconds / 1e9)
+        if read != total:
+            raise _Corrupt(f"{path} ends after {read} of {total} bytes that were written")
+        reading_s = time.perf_counter() - began
+    return total / writing_s / 1e9, total / reading_s / 1e9
 
 
 def _small(meeting: Meeting, settings: StorageProbeSettings, name: str, folder: Path) -> None:

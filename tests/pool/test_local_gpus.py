@@ -13,7 +13,11 @@ from tasks.pool.local import LocalPool
 from tasks.pool.supervise import Watch, supervise
 from tests.pool.any_pool import job, wait_for
 
-pytestmark = [pytest.mark.integration, pytest.mark.gpu, pytest.mark.skipif(len(visible_gpus()) < 2, reason="needs two GPUs")]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.gpu,
+    pytest.mark.skipif(len(visible_gpus()) < 2, reason="needs two GPUs"),
+]
 
 
 @pytest.fixture

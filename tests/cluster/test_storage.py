@@ -1,0 +1,103 @@
+"""One burst of somebody else's on a filesystem is no fault of a node, and nodes stay in step whatever one of them meets."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from tasks.cluster import storage
+from tasks.contracts.cluster_settings import StorageProbeSettings
+
+SETTINGS = StorageProbeSettings(file_mbytes=1, num_small_files=2, num_repeats=3)
+NO_FAULTS = SimpleNamespace(before_write=lambda folder: None)
+
+
+class Recorder:
+    def __init__(self):
+        self.figures, self.problems = {}, []
+
+    def figure(self, name, value):
+        self.figures[name] = value
+
+    def distribution(self, name, values):
+        self.figures[name] = len(values)
+
+    def problem(self, gate, error):
+        self.problems.append((gate, error))
+
+
+def measure(tmp_path, process=0, faults=NO_FAULTS):
+    begun = []
+    meeting = SimpleNamespace(
+        process=process,
+        rank=0,
+        node=0,
+        host="here",
+        recorder=Recorder(),
+        begin=begun.append,
+        gather=lambda word: [word],
+    )
+    for name in ("shared", "scratch"):
+        (tmp_path / name).mkdir(exist_ok=True)
+    storage.measure_storage(meeting, SETTINGS, tmp_path / "shared", tmp_path / "scratch", faults)
+    return meeting.recorder, begun
+
+
+def test_both_filesystems_have_their_figures_and_nothing_stays(tmp_path):
+    recorder, _ = measure(tmp_path)
+    assert not recorder.problems
+    for root in ("shared", "scratch"):
+        assert recorder.figures[f"{root}_write_gbytes_per_s"] > 0
+        assert recorder.figures[f"{root}_read_gbytes_per_s"] > 0
+        assert recorder.figures[f"{root}_small_file_create_ms"] == 2
+        assert not list((tmp_path / root).iterdir())
+
+
+def test_one_slow_time_of_three_does_not_count(tmp_path, monkeypatch):
+    rates = iter([(1.0, 2.0), (0.1, 0.2), (1.1, 2.2)] * 2)
+    monkeypatch.setattr(storage, "_large", lambda settings, folder: next(rates))
+    recorder, _ = measure(tmp_path)
+    assert recorder.figures["scratch_write_gbytes_per_s"] == 1.0
+    assert recorder.figures["scratch_read_gbytes_per_s"] == 2.0
+
+
+@pytest.mark.parametrize("bad", [1, 2])
+def test_a_full_disk_is_told_once_and_the_other_nodes_are_not_kept_waiting(tmp_path, monkeypatch, bad):
+    _, expected = measure(tmp_path)
+    write, times = storage._large, []
+
+    def full(settings, folder):
+        times.append(folder)
+        if len(times) == bad:
+            raise OSError(28, "No space left on device")
+        return write(settings, folder)
+
+    monkeypatch.setattr(storage, "_large", full)
+    recorder, begun = measure(tmp_path)
+    assert recorder.problems == [("shared_writable", f"{tmp_path / 'shared'}: No space left on device")]
+    assert begun == expected
+    assert len(times) == bad + SETTINGS.num_repeats
+    assert ("shared_write_gbytes_per_s" in recorder.figures) == (bad > 1)
+
+
+def test_what_is_read_back_must_be_what_was_written(tmp_path, monkeypatch):
+    fsync = storage.os.fsync
+
+    def flip(file):
+        fsync(file)
+        path = next(tmp_path.glob("shared/*/large"), None)
+        if path is not None:
+            content = bytearray(path.read_bytes())
+            content[7] ^= 1
+            path.write_bytes(content)
+
+    monkeypatch.setattr(storage.os, "fsync", flip)
+    recorder, _ = measure(tmp_path)
+    assert [gate for gate, _ in recorder.problems] == ["shared_correct"]
+    assert "shared_write_gbytes_per_s" not in recorder.figures
+
+
+def test_only_the_first_process_of_a_node_writes_and_the_others_keep_in_step(tmp_path):
+    _, expected = measure(tmp_path)
+    recorder, begun = measure(tmp_path, process=1)
+    assert begun == expected
+    assert not recorder.figures
