@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks.contracts.files import digest_of_files, read_json
 from tasks.contracts.settings import TrainingSettings
-from tasks.models.fp8_base import DIVISOR, share_in_fp8, why_not
+from tasks.models.fp8_base import DIVISOR, MIN_CAPABILITY, share_in_fp8, why_not
 from tasks.models.load import device
 from tasks.training.adapter import lora_config
 from tasks.training.build import precision_of
@@ -43,10 +43,24 @@ def on_rank_0(ranks: Ranks, look: Callable[[], list[int]], *, num_values: int) -
     return found
 
 
+def ranks_without_fp8(ranks: Ranks) -> list[int]:
+    """Those whose GPU multiplies nothing in FP8: nodes of one job may have other chips."""
+    rows = ranks.gather([int(why_not(device()) is not None)]).wait()
+    return [rank for rank, row in enumerate(rows) if row[0]]
+
+
 def check_inputs(
-    settings: TrainingSettings, model_folder: Path, lengths: Sequence[int], world_size: int
+    settings: TrainingSettings,
+    model_folder: Path,
+    lengths: Sequence[int],
+    world_size: int,
+    *,
+    without_fp8: Sequence[int] = (),
 ) -> TrainingPlan:
     """The plan of a run that can be trained; takes seconds, before any weights are loaded.
+
+    Args:
+        without_fp8: ranks whose GPUs have no FP8 products; asked where ``fp8_base`` is set.
 
     Raises:
         ValueError: listing everything that is wrong, each with value, limit and what to do.
@@ -63,8 +77,13 @@ def check_inputs(
             "python -m pip install -c constraints.txt -e '.[train,zero3]', or set training.strategy=fsdp"
         )
     if settings.fp8_base:
-        if (why := why_not(device())) is not None:
-            problems.append(f"training.fp8_base=true: {why}; set training.fp8_base=false")
+        if without_fp8:
+            why = (
+                why_not(device()) or f"their GPUs have a compute capability below {'.'.join(map(str, MIN_CAPABILITY))}"
+            )
+            problems.append(
+                f"training.fp8_base=true: not on rank {', '.join(map(str, without_fp8))}: {why}; set training.fp8_base=false"
+            )
         # On a processor that multiplies bfloat16 slowly `auto` is float32.
         if (precision := precision_of(settings)) != "bfloat16":
             problems.append(

@@ -34,7 +34,7 @@ from tasks.training.ranks import START_LIMIT_S, Ranks
 from tasks.training.reporter import LOSS, MFU, SPEED, Reporter, say
 from tasks.training.rows import load_rows, num_tokens
 from tasks.training.sharded_trainer import ShardedTrainer, held_parameters
-from tasks.training.start import agree_on_checkpoint, binding_of, check_inputs, on_rank_0
+from tasks.training.start import agree_on_checkpoint, binding_of, check_inputs, on_rank_0, ranks_without_fp8
 from tasks.training.stop_request import StopRequest
 from tasks.training.useful_work import flops_per_token
 from tasks.training.watchdog import Watchdog
@@ -74,9 +74,11 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
     rows = load_rows(rows_file, settings)
     lengths = num_tokens(rows)
 
+    without_fp8 = ranks_without_fp8(ranks) if settings.fp8_base else []
+
     def check() -> list[int]:
         attempt.check_newest()
-        check_inputs(settings, materialise(model, storage), lengths, ranks.world_size)
+        check_inputs(settings, materialise(model, storage), lengths, ranks.world_size, without_fp8=without_fp8)
         return []
 
     on_rank_0(ranks, check, num_values=0)

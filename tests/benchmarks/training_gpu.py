@@ -51,7 +51,7 @@ CASES = {"documents of 4,096": 4, "conversations, mean 600": 24}
 STEP_TOKENS = 16_384
 TOLD = ("conversations at a time", "fp8_base", "profile  ")
 """Lines of the program that are of interest here."""
-HELD = "train/checkpoint_held_seconds"
+HELD, SLOWEST = "train/checkpoint_held_seconds", "train/slowest_rank_work_ratio"
 
 
 def make_rows(folder: Path, case: str, num_rows: int) -> list[int]:
@@ -193,6 +193,8 @@ def ours(
     told_points = read_points(root / "job")
     points = [metrics for step, metrics in told_points if step > WARMUP_STEPS]
     step_s = statistics.median(p["train/step_seconds"] for p in points)
+    if slowest := [p[SLOWEST] for p in points if SLOWEST in p]:
+        print(f"work of the slowest rank: {statistics.median(slowest):.3f} times the median's", flush=True)
     held = [p[HELD] for p in points if HELD in p]
     shares = ", ".join(f"{one:.2f} s, {one / (50 * step_s):.2%} of 50 steps" for one in held)
     print(f"checkpoints held training up for {shares}", flush=True)

@@ -37,6 +37,21 @@ def test_each_reason_names_the_value_and_what_would_do(model, changes, longest, 
         check_inputs(settings(**changes), model, [20] * 47 + [longest], 2)
 
 
+def test_every_rank_is_asked_for_fp8(model):
+    fp8 = settings(fp8_base=True, precision="bfloat16")
+    message = (
+        r"fp8_base=true: not on rank 8, 9: their GPUs have a compute capability below 8\.9; set training.fp8_base=false"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_inputs(fp8, model, [20] * 48, 2, without_fp8=[8, 9])
+
+
+def test_an_older_gpu_says_which_it_is(model, monkeypatch):
+    monkeypatch.setattr("tasks.training.start.why_not", lambda device: "A100 has compute capability 8.0")
+    with pytest.raises(ValueError, match="not on rank 0, 1: A100 has compute capability 8.0; set"):
+        check_inputs(settings(fp8_base=True, precision="bfloat16"), model, [20] * 48, 2, without_fp8=[0, 1])
+
+
 @pytest.mark.skipif(is_installed(), reason="DeepSpeed is installed")
 def test_zero3_without_deepspeed_says_what_to_install(model):
     with pytest.raises(ValueError, match=r"zero3 needs DeepSpeed on every node.*pip install .*\[train,zero3\]"):
