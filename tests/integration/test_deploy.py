@@ -8,7 +8,7 @@ import time
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate
-from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId, LogFilter, LogFilterFlowRunId
 from prefect.events.schemas.automations import AutomationCore
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -79,6 +79,20 @@ def test_a_site_changes_the_deployments_that_have_the_gpus(client, capsys):
     client.update_deployment_schedule(nightly.id, nightly.schedules[0].id, active=True)
     assert deploy(site, is_dry_run=False) == 0
     assert [s.active for s in client.read_deployment_by_name("cluster-check/nightly").schedules] == [True]
+
+
+def test_a_schedule_that_is_on_has_runs_waiting_for_their_time(client, storage):
+    """With SQLAlchemy 2.1 Prefect 3.8 writes none, says so in the server's log alone, and nothing ever runs."""
+    deploy(Site(active_schedules=("cluster-check/nightly",)), is_dry_run=False)
+    nightly = client.read_deployment_by_name("cluster-check/nightly")
+    its_own = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[nightly.id]))
+    deadline = time.monotonic() + 120
+    while not (waiting := client.read_flow_runs(flow_run_filter=its_own)):
+        assert time.monotonic() < deadline, (storage / "servers" / "prefect.log").read_text()[-2000:]
+        time.sleep(1)
+    assert all(run.state.is_scheduled() and run.auto_scheduled for run in waiting)
+    assert {(run.expected_start_time.hour, run.expected_start_time.minute) for run in waiting} == {(3, 30)}
+    assert "Traceback" not in (storage / "servers" / "prefect.log").read_text()
 
 
 @pytest.mark.parametrize(("name", "group"), [("finetune/demo", "experiment"), ("cluster-check/demo", "check")])

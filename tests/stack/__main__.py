@@ -3,6 +3,7 @@
     start        from nothing to both servers and every deployment, in seconds
     access       without credentials, or with wrong ones, nobody gets in
     run          one tiny fine-tuning run from the deployment to FINISHED
+    schedule     a run that nobody starts, and no server with a traceback in its log
     kill         prefect, mlflow, postgres, worker: each killed with -9 in the middle of a run and started again
     concurrent   RUNS (20) at once, every fourth of them a cluster check
     backup       dumped, the databases dropped, restored: old runs open as before
@@ -19,11 +20,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 from mlflow.tracking import MlflowClient
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from flows.local_stack import end_as_with_ctrl_c
@@ -33,6 +38,7 @@ from tests.stack.processes import HOST, Stack
 from tests.stack.runs import CHECK, DEPLOYMENT, how_check_ended, how_it_ended, start_run, wait_for_end
 from tests.stack.tiny import tiny_check_overrides, tiny_overrides, write_tiny_model
 
+LIGHT = "reconcile/left-runs"
 RUN_LIMIT_S = 220.0
 EVERY_FOURTH = 4
 
@@ -100,6 +106,29 @@ def run(check: Check) -> None:
         f"of {len(secrets)} secrets none is in what was left or among {len(ARGUMENTS)} command lines: {found}",
         held=not found and bool(ARGUMENTS),
     )
+
+
+def schedule(check: Check) -> None:
+    deployment = check.client.read_deployment_by_name(LIGHT)
+    soon = datetime.now(UTC) + timedelta(seconds=20)
+    every_day = IntervalSchedule(interval=timedelta(days=1), anchor_date=soon)
+    check.client.create_deployment_schedules(deployment.id, [(every_day, True)])
+    its_own = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]))
+
+    def begun() -> list[FlowRun]:
+        found = check.client.read_flow_runs(flow_run_filter=its_own)
+        return [run for run in found if run.auto_scheduled and not (run.state and run.state.is_scheduled())]
+
+    wait_until(lambda: bool(begun()), f"a run of {LIGHT} by its schedule")
+    ended = wait_for_end(check.client, begun()[0].id, RUN_LIMIT_S)
+    late_s = (ended.start_time - soon).total_seconds() if ended.start_time else float("nan")
+    check.say(
+        f"a schedule began a run {late_s:.0f} s after its time: {ended.state_name}",
+        held=ended.state_name == "Completed",
+    )
+    # What a server fails to do by itself it tells nobody but its log.
+    failed = [f.name for f in check.stack.folder.glob("*.log") if "Traceback" in f.read_text(errors="replace")]
+    check.say(f"logs with a traceback: {failed or 'none'}", held=not failed)
 
 
 def kill(check: Check) -> None:
@@ -182,6 +211,7 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
 PARTS: dict[str, Callable[[Check], None]] = {
     "access": access,
     "run": run,
+    "schedule": schedule,
     "kill": kill,
     "concurrent": concurrent,
     "backup": backup,
