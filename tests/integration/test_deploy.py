@@ -1,16 +1,22 @@
 """``make deploy`` against a real Prefect server: twice the same, a change undone, nothing written by a dry run."""
 
+import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId, LogFilter, LogFilterFlowRunId
 from prefect.events.schemas.automations import AutomationCore
+from prefect.events.schemas.events import Event
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Failed
 
 from deployments.automations import WEBHOOK_VARIABLE
 from deployments.declared import Site
@@ -93,6 +99,55 @@ def test_a_schedule_that_is_on_has_runs_waiting_for_their_time(client, storage):
     assert all(run.state.is_scheduled() and run.auto_scheduled for run in waiting)
     assert {(run.expected_start_time.hour, run.expected_start_time.minute) for run in waiting} == {(3, 30)}
     assert "Traceback" not in (storage / "servers" / "prefect.log").read_text()
+
+
+@pytest.fixture
+def hook():
+    """The address of a webhook, and what was posted to it."""
+    posted = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self):
+            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/planted-path", posted
+    server.shutdown()
+    server.server_close()
+
+
+def test_people_are_told_of_a_failed_run_and_of_a_changed_verdict(client, stack, monkeypatch, hook):
+    address, posted = hook
+    monkeypatch.setenv(WEBHOOK_VARIABLE, address)
+    deploy(Site(), is_dry_run=False)
+    run = client.create_flow_run_from_deployment(client.read_deployment_by_name("finetune/demo").id, name="unlucky")
+    payload = {"before": "PASS", "after": "FAIL", "statement": "node1 is slow", "run": "nightly-7"}
+
+    def happen():
+        # The server learns of new automations after a moment, and tells nothing of what happened before.
+        client.set_flow_run_state(run.id, Failed(message="its disk is full"), force=True)
+        changed = Event(
+            event="cluster-check.verdict-changed",
+            resource={"prefect.resource.id": "proving-ground.cluster.ours", "prefect.resource.name": "ours"},
+            payload=payload,
+        )
+        httpx.post(f"{stack.prefect_api}/events", json=[changed.model_dump(mode="json")]).raise_for_status()
+
+    wanted = (
+        "finetune Failed: unlucky\nits disk is full",
+        "cluster ours: PASS -> FAIL\nnode1 is slow\ncheck nightly-7",
+    )
+    deadline = time.monotonic() + 60
+    while not all(any(text.startswith(start) for text in posted) for start in wanted):
+        assert time.monotonic() < deadline, posted
+        happen()
+        time.sleep(3)
 
 
 @pytest.mark.parametrize(("name", "group"), [("finetune/demo", "experiment"), ("cluster-check/demo", "check")])
