@@ -5,8 +5,10 @@ import importlib.metadata
 import json
 import platform
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from tasks.contracts.attempt import read_points
 from tasks.contracts.cluster_report import RankRecord, Report, StageOutcome, Status, VariantOutcome
 from tasks.contracts.cluster_settings import STAGES, ClusterCheck
 from tasks.contracts.files import write_json, write_text
-from tasks.contracts.job import FailureKind, JobFailed, JobSpec, JobState, PoolError
+from tasks.contracts.job import FailureKind, JobFailed, JobSpec, JobState, MayStillRun, PoolError
 from tasks.pool.attempts import failures_of, newest_attempt, nodes_that_never_came
 from tasks.pool.failures import blamed_ranks
 from tasks.pool.stage_jobs import probe_job, training_probe_job, variant_probe_job
@@ -45,6 +47,16 @@ MOST_OF_IT = "most-of-it"
 """In place of so many drifted figures that their names are no tag: the whole run then stays out of the history."""
 GAVE_WAY_SIGNS = ("preempt", "told to leave")
 """In what the pool says of a job that made room for another; that of a lost node is the cluster's fault, and is judged."""
+CANNOT_START_SIGNS = (
+    # Slurm's reasons (squeue -o %r), where nodes are missing or the partition never takes such a job.
+    "down", "drain", "nodenotavail", "unavailablenodes", "not responding", "badconstraints", "partitiontimelimit",
+    "partitionnodelimit", "partitioninactive", "invalid", "held",
+    # Kubernetes' of nodes that are out of use.
+    "proving-ground/cluster-check", "node.kubernetes.io/", "were unschedulable",
+)  # fmt: skip
+"""In what the pool says of a job that waits for something else than its turn."""
+MISSED_IN_A_ROW = 7
+"""Checks that gave way one after another, of which people are told: a cluster that nobody checks is no good news."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 NEEDS: dict[str, tuple[str, ...]] = {
     "devices": ("inventory",),
@@ -96,9 +108,11 @@ def _run_job(run: CheckRun, stage: str, job: JobSpec) -> StageOutcome:
     try:
         run_stage(run, Path(job.folder).name, job)
     except JobFailed as failed:
-        if failed.state is JobState.QUEUED:
-            return outcome("yielded", f"the pool is taken by others: {failed.error.summary}")
         said = failed.error.summary.lower()
+        if failed.state is JobState.QUEUED:
+            if cannot_start(said):
+                return outcome("error", f"the pool cannot start it: {failed.error.summary}")
+            return outcome("yielded", f"the pool is taken by others: {failed.error.summary}")
         if failed.state is JobState.PREEMPTED and any(sign in said for sign in GAVE_WAY_SIGNS):
             return outcome("yielded", f"the pool was taken by others: {failed.error.summary}")
         if failed.state is JobState.CANCELLED:
@@ -114,10 +128,20 @@ def _run_job(run: CheckRun, stage: str, job: JobSpec) -> StageOutcome:
             "failed", failed.error.summary, culprit_ranks=tuple(ranks), culprit_nodes=tuple(nodes),
             is_own_error=failed.error.kind is FailureKind.USER,
         )  # fmt: skip
+    except MayStillRun:
+        # The next stage would run beside it. The check ends, and its lease stays for reconcile.
+        raise
     except (PoolError, ValueError) as error:
         get_run_logger().error("%s: %s", stage, error)
         return outcome("error", str(error))
     return outcome("done")
+
+
+def cannot_start(said: str) -> bool:
+    """Whether a job waits for nodes that are out of use, or for ever, by the pool's own words in lower case."""
+    # Kubernetes counts what keeps each node from taking a pod; of those that others use it says so.
+    is_nobody = "nodes are available" in said and "insufficient" not in said
+    return is_nobody or any(sign in said for sign in CANNOT_START_SIGNS)
 
 
 def _collectives(run: CheckRun, before: dict[str, StageOutcome]) -> StageOutcome:
@@ -184,7 +208,7 @@ def _training_job(run: CheckRun, name: str, nodes: int, width: int) -> JobSpec:
 def conclude(run: CheckRun, outcomes: dict[str, StageOutcome], started: float) -> Report:
     """Judge, react, write every form of the report, record, and say so when the verdict is another than before."""
     evidence = gather(run, outcomes)
-    report = react(evidence, build_report(evidence, run.folder.run, started, time.time() - started))
+    report = build_report(evidence, run.folder.run, started, time.time() - started)
     query = f"tags.role = 'run' and tags.cluster = '{run.check.cluster}' and tags.asked = '{asked(run.check)}'"
     earlier, _ = _earlier(run, query)
     trend = [
@@ -198,6 +222,9 @@ def conclude(run: CheckRun, outcomes: dict[str, StageOutcome], started: float) -
         if "verdict" in r.data.tags and r.data.tags.get("injected") == "no"
     ]
     write(report, run.folder.report, trend)
+    # The verdict lies on the disk before a node is touched, whatever becomes of that.
+    report = react(evidence, report)
+    write(report, run.folder.report, trend)
     try:
         _record(run, report)
     except MlflowException as error:
@@ -205,9 +232,22 @@ def conclude(run: CheckRun, outcomes: dict[str, StageOutcome], started: float) -
         get_run_logger().error("MLflow has no figures of this check: %s", error)
     _show(run, report)
     before = next((entry["verdict"] for entry in reversed(trend) if entry["verdict"] != Status.SKIP.value), None)
-    if before not in (None, report.status.value) and report.status is not Status.SKIP and report.injected is None:
-        tell_change(report, str(before))
+    if report.injected is None and is_news(report.status, before, [entry["verdict"] for entry in trend]):
+        tell_change(report, before or "none")
     return report
+
+
+def is_news(status: Status, before: str | None, earlier: Sequence[str]) -> bool:
+    """Whether people are told of a verdict: another than the last one, or so many checks in a row that gave way.
+
+    Args:
+        before: the last verdict that was none of giving way; None: there was none.
+        earlier: all verdicts before this one, in their order.
+    """
+    if status is not Status.SKIP:
+        return before not in (None, status.value)
+    row = list(takewhile(lambda verdict: verdict == Status.SKIP.value, reversed(earlier)))
+    return (len(row) + 1) % MISSED_IN_A_ROW == 0
 
 
 def gather(run: CheckRun, outcomes: dict[str, StageOutcome]) -> Evidence:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.contracts.cluster_settings import ClusterCheck, Shape
-from tasks.contracts.files import publish_folder, write_json
+from tasks.contracts.files import only_one, publish_folder, write_json
 from tasks.contracts.settings import LoraSettings, TrainingSettings
 
 
@@ -71,14 +71,16 @@ def make_inputs(check: ClusterCheck) -> dict[str, Any]:
     model, rows = folders(check)
     shape = SHAPES[check.training.shape]
     for folder, make in ((model, _make_model), (rows, _make_rows)):
-        if (folder / "manifest.json").exists():
-            continue
-        temporary = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        make(temporary, shape, check)
-        write_json(temporary / "manifest.json", {"shape": check.training.shape})
-        publish_folder(temporary, folder)
+        # Another check on this storage may be making it, which takes minutes for the large shapes.
+        with only_one(folder.with_name(f".{folder.name}.lock")):
+            if (folder / "manifest.json").exists():
+                continue
+            temporary = folder.with_name(f".{folder.name}.tmp")
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            make(temporary, shape, check)
+            write_json(temporary / "manifest.json", {"shape": check.training.shape})
+            publish_folder(temporary, folder)
     return {"model": str(model), "dataset": str(rows)}
 
 

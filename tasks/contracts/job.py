@@ -132,6 +132,10 @@ class SchedulerAway(PoolError):
     """The scheduler could not be asked at all; it comes back, and nothing was decided."""
 
 
+class MayStillRun(PoolError):
+    """The job had to end, and the scheduler did not say that it has ended it: nothing else may begin in its place."""
+
+
 class JobFailed(RuntimeError):
     """An attempt at a job that ended without success."""
 

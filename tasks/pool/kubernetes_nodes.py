@@ -38,13 +38,16 @@ def taint(api: KubernetesApi, node: str, wanted: dict[str, str]) -> str | None:
     """
     path = f"/api/v1/nodes/{_one(node)}"
     has_asked = False
-    for _ in range(TRIES):
+    # Once more than it is tried: it is done when the node says so.
+    for tried in range(TRIES + 1):
         found = api.request("GET", path)
         taints: list[dict[str, Any]] = list(found.get("spec", {}).get("taints") or [])
         ours = next((t for t in taints if t.get("key") == KEY and t.get("effect") == EFFECT), None)
         if ours is not None:
             # Ours also where the answer to the patch was lost: the node is as it should be.
             return None if has_asked else f"{KEY}={ours.get('value')}:{EFFECT}"
+        if tried == TRIES:
+            break
         # The list is replaced whole; the version lets the API refuse it where somebody else has changed the node meanwhile.
         patch = {
             "metadata": {"resourceVersion": found["metadata"]["resourceVersion"]},
@@ -56,7 +59,6 @@ def taint(api: KubernetesApi, node: str, wanted: dict[str, str]) -> str | None:
         except ApiError as error:
             if error.status != CONFLICT:
                 raise
-        # Read again: it is done when the node says so.
     raise PoolError(
         f"node {node} was changed by others {TRIES} times while it was to be tainted; see kubectl get node {node} -o yaml"
     )

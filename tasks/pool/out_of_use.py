@@ -39,8 +39,10 @@ def take_out(pool: PoolSettings, plan: NodeAction, run: str, gates: Sequence[str
         else:
             api = open_api(pool.kubernetes.context)
             before = kubernetes_nodes.taint(api, plan.node, kubernetes_nodes.taint_of(run))
-    except PoolError as error:
-        return plan.model_copy(update={"state": "failed", "detail": str(error)})
+    except Exception as error:
+        # Not of the scheduler's words alone: a verdict must not be lost to what became of one node.
+        detail = str(error) if isinstance(error, PoolError) else f"{type(error).__name__}: {error}"
+        return plan.model_copy(update={"state": "failed", "detail": detail})
     return plan.model_copy(update={"state": "done"} if before is None else {"state": "already", "detail": before})
 
 

@@ -23,6 +23,8 @@ def slurm(command: str, *arguments: str) -> str:
             [command, *arguments],
             capture_output=True,
             text=True,
+            # Whatever an administrator wrote into a reason, in whatever encoding, is no reason to fail.
+            errors="replace",
             timeout=COMMAND_LIMIT_S,
             # Settings of the caller's shell (SBATCH_PARTITION, SQUEUE_FORMAT) would change what is asked.
             env={k: v for k, v in os.environ.items() if not k.startswith(_SETTINGS)}

@@ -18,6 +18,7 @@ from tasks.contracts.job import (
     JobSpec,
     JobState,
     LogLine,
+    MayStillRun,
     Pool,
     PoolError,
 )
@@ -132,7 +133,8 @@ def _end(pool: Pool, job: JobSpec, handle: JobHandle, cause: BaseException) -> N
     try:
         pool.cancel(handle)
     except PoolError as error:
-        raise PoolError(f"job {job.name} may still run ({handle}): {error}\nIt had to end for this: {cause}") from cause
+        said = f"job {job.name} may still run ({handle}): {error}\nIt had to end for this: {cause}"
+        raise MayStillRun(said) from cause
 
 
 def _with_full_disk(error: JobError, attempt: Path) -> JobError:

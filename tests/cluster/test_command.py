@@ -12,8 +12,9 @@ from flows.cluster_check import ERROR, _tell, check_name, settings_of
 from tasks import check_cluster
 from tasks.cluster.evidence import history_key
 from tasks.cluster.report import build_report
+from tasks.contracts.cluster_report import Status
 from tasks.contracts.cluster_settings import ClusterCheck, CollectiveProbeSettings
-from tasks.contracts.job import FailureKind, JobError, JobFailed, JobState
+from tasks.contracts.job import FailureKind, JobError, JobFailed, JobState, MayStillRun
 from tasks.contracts.overrides import SettingsError
 from tasks.contracts.run_folder import CheckFolder
 from tasks.contracts.settings import StorageSettings
@@ -67,7 +68,26 @@ def test_a_soak_that_its_job_has_no_time_for_is_refused():
 @pytest.mark.parametrize(
     ("state", "said", "becomes"),
     [
-        (JobState.QUEUED, "Resources", "yielded"),
+        (JobState.QUEUED, "still queued after 15 minutes (Resources)", "yielded"),
+        (JobState.QUEUED, "still queued after 15 minutes (Priority)", "yielded"),
+        (JobState.QUEUED, "still queued after 15 minutes (no reason given)", "yielded"),
+        (JobState.QUEUED, "still queued after 15 minutes (other jobs have the GPUs)", "yielded"),
+        (
+            JobState.QUEUED,
+            "0/3 nodes are available: 1 node(s) had untolerated taint {node-role.kubernetes.io/control-plane: }, "
+            "2 Insufficient nvidia.com/gpu.",
+            "yielded",
+        ),
+        (JobState.QUEUED, "still queued after 15 minutes (ReqNodeNotAvail, UnavailableNodes:gpu-1)", "error"),
+        (JobState.QUEUED, "(Nodes_required_for_job_are_DOWN,_DRAINED_or_reserved)", "error"),
+        (JobState.QUEUED, "(PartitionTimeLimit)", "error"),
+        (
+            JobState.QUEUED,
+            "0/2 nodes are available: 1 node(s) had untolerated taint {proving-ground/cluster-check: nightly-7}, "
+            "1 Insufficient nvidia.com/gpu.",
+            "error",
+        ),
+        (JobState.QUEUED, "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector.", "error"),
         (JobState.PREEMPTED, "Slurm says PREEMPTED", "yielded"),
         (JobState.PREEMPTED, "Slurm says NODE_FAIL", "failed"),
         (JobState.CANCELLED, "CANCELLED by 1000", "error"),
@@ -86,6 +106,53 @@ def test_only_what_the_cluster_did_is_held_against_it(monkeypatch, tmp_path, sta
     outcome = check_cluster._run_job(None, "devices", job)
     assert outcome.state == becomes
     assert said in outcome.error
+
+
+def test_a_check_ends_where_a_job_may_still_run_so_that_the_next_stage_is_not_started_beside_it(monkeypatch):
+    def end(run, name, job):
+        raise MayStillRun("job devices may still run")
+
+    monkeypatch.setattr(check_cluster, "run_stage", end)
+    with pytest.raises(MayStillRun):
+        check_cluster._run_job(None, "devices", SimpleNamespace(folder="devices"))
+
+
+def test_the_verdict_lies_on_the_disk_before_a_node_is_touched(monkeypatch):
+    did = []
+
+    def break_down(evidence, report):
+        raise RuntimeError("scontrol broke the process")
+
+    monkeypatch.setattr(check_cluster, "gather", lambda run, outcomes: "evidence")
+    monkeypatch.setattr(check_cluster, "build_report", lambda *args: "verdict")
+    monkeypatch.setattr(check_cluster, "_earlier", lambda run, query: ([], None))
+    monkeypatch.setattr(check_cluster, "write", lambda report, folder, trend: did.append(report))
+    monkeypatch.setattr(check_cluster, "react", break_down)
+    folder = SimpleNamespace(run="nightly-7", report="report")
+    with pytest.raises(RuntimeError, match="scontrol broke"):
+        check_cluster.conclude.fn(SimpleNamespace(check=ClusterCheck(), folder=folder), {}, 0.0)
+    assert did == ["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("status", "earlier", "is_told"),
+    [
+        ("PASS", [], False),
+        ("FAIL", [], False),
+        ("PASS", ["PASS"], False),
+        ("FAIL", ["PASS"], True),
+        ("PASS", ["FAIL", "SKIP"], True),
+        ("FAIL", ["FAIL", "SKIP"], False),
+        ("SKIP", ["PASS"], False),
+        ("SKIP", ["PASS"] + ["SKIP"] * 5, False),
+        ("SKIP", ["PASS"] + ["SKIP"] * 6, True),
+        ("SKIP", ["PASS"] + ["SKIP"] * 7, False),
+        ("SKIP", ["SKIP"] * 13, True),
+    ],
+)
+def test_people_are_told_of_another_verdict_and_of_a_week_without_one(status, earlier, is_told):
+    before = next((verdict for verdict in reversed(earlier) if verdict != "SKIP"), None)
+    assert check_cluster.is_news(Status(status), before, earlier) is is_told
 
 
 @pytest.mark.parametrize(("kind", "is_own_error"), [(FailureKind.USER, True), (FailureKind.TRANSIENT, False)])

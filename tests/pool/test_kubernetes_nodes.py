@@ -52,6 +52,22 @@ def test_what_somebody_else_puts_on_the_node_meanwhile_stays(cluster, node):
     assert node["spec"]["taints"] == [NVIDIA, theirs, OURS]
 
 
+def test_a_taint_that_is_there_after_the_last_try_is_done(cluster, node):
+    cluster.faults += [("PATCH", "/nodes/", refuse(409, "the object has been modified"))] * (kubernetes_nodes.TRIES - 1)
+    assert taint_gpu_1().state == "done"
+    assert node["spec"]["taints"] == [NVIDIA, OURS]
+
+
+def test_what_nobody_thought_of_is_told_of_the_node_and_costs_no_verdict(monkeypatch):
+    def surprise(context):
+        raise UnicodeDecodeError("utf-8", b"\xe4", 0, 1, "invalid start byte")
+
+    monkeypatch.setattr("tasks.pool.out_of_use.open_api", surprise)
+    action = taint_gpu_1()
+    assert action.state == "failed"
+    assert action.detail.startswith("UnicodeDecodeError: ")
+
+
 def test_an_answer_that_was_lost_is_looked_for_and_not_done_twice(cluster, node):
     cluster.faults.append(("PATCH", "/nodes/", do_and_hang_up))
     assert taint_gpu_1().state == "done"

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from tasks.contracts.files import write_json
 from tasks.contracts.job import JobSpec, JobState, PoolError
 from tasks.contracts.pool_settings import SlurmSettings
-from tasks.pool import slurm
+from tasks.pool import slurm, slurm_commands
 from tasks.pool.slurm import SlurmPool
 from tasks.pool.slurm_script import sbatch_script
 
@@ -109,3 +109,11 @@ def test_a_controller_that_is_away_is_quoted_and_fails_nothing(tmp_path, monkeyp
     assert pool.state(tmp_path) is JobState.UNKNOWN
     assert pool.error(tmp_path) is None
     assert "squeue not found" in pool.explain(tmp_path)
+
+
+def test_what_an_administrator_wrote_in_another_encoding_is_read_all_the_same(tmp_path, monkeypatch):
+    command = tmp_path / "sinfo"
+    command.write_text("#!/bin/sh\nprintf 'Ger\\344t defekt\\n'\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert slurm_commands.slurm("sinfo") == "Ger\N{REPLACEMENT CHARACTER}t defekt\n"

@@ -5,7 +5,7 @@ from collections import namedtuple
 
 import pytest
 
-from tasks.contracts.job import JobError, JobSpec, JobState, PoolError
+from tasks.contracts.job import JobError, JobSpec, JobState, MayStillRun, PoolError
 from tasks.pool.supervise import FULL_DISK_BYTES, Watch, _with_full_disk, supervise
 
 Usage = namedtuple("Usage", "total used free")
@@ -44,6 +44,6 @@ class Unreachable:
 def test_a_job_that_cannot_be_cancelled_is_said_to_run_still_and_why_it_had_to_end(tmp_path):
     job = JobSpec("toy", "m", {}, str(tmp_path))
     with pytest.raises(
-        PoolError, match="toy may still run .*: scancel: no controller\nIt had to end for this: job toy stopped"
+        MayStillRun, match="toy may still run .*: scancel: no controller\nIt had to end for this: job toy stopped"
     ):
         supervise(Unreachable(tmp_path), job, Watch(should_stop=lambda: True))
