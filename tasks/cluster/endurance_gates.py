@@ -1,5 +1,6 @@
 """What came up while the devices were under load for minutes: errors that the inventory did not have yet, and a lowered link."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,8 +44,9 @@ def endurance_findings(evidence: Evidence) -> list[Finding]:
         seen, seen_before = record.facts.get("xids"), earlier.get("xids")
         if not isinstance(seen, list) or not isinstance(seen_before, list):
             unread[node] = str(seen if isinstance(seen, str) else seen_before or "not told")
-        elif new := [line for line in seen if line not in seen_before]:
-            news[node] = str(new[-1])
+        # Lines have no times: one that comes again is told from the old one by their number alone.
+        elif new := list((Counter(map(str, seen)) - Counter(map(str, seen_before))).elements()):
+            news[node] = new[-1]
     drain = "drain the node, reset the GPU, replace it if it repeats"
     reseat = "reseat the GPU or its riser; see lspci -vv"
     return [

@@ -12,6 +12,10 @@ from tasks.contracts.cluster_settings import ClusterCheck
 
 History = Mapping[str, Sequence[float]]
 """Earlier values of each figure by :func:`history_key`, oldest first."""
+SHARED_IS_FULL = "shared_has_space"
+"""The gate of writes that the shared filesystem refused for want of space, which accuse no node."""
+GAVE_WAY = "gave_way"
+"""The gate of what the pool was taken from: a check with one is no verdict, whatever else of it says."""
 
 
 @dataclass(frozen=True)

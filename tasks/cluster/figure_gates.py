@@ -157,8 +157,19 @@ def _limit(evidence: Evidence, references: References, name: str, size: int | No
     for sought in (key, name):
         if sought in thresholds.overrides:
             return thresholds.overrides[sought], "limit", f"thresholds.overrides {sought}"
-    if thresholds.profile == "reference" and key in LIMITS_OF_REFERENCE:
-        return LIMITS_OF_REFERENCE[key], "limit", "the reference's own"
+    limit, layer, why = _usual_limit(evidence, references, name, size)
+    own = LIMITS_OF_REFERENCE.get(key) if thresholds.profile == "reference" else None
+    if own is not None and (limit is None or misses(limit, own, better_of(name))):
+        return own, "limit", "the reference's own"
+    # What the settings or the fabric ask for may be more than the reference did.
+    return limit, layer, why
+
+
+def _usual_limit(
+    evidence: Evidence, references: References, name: str, size: int | None
+) -> tuple[float | None, Layer, str]:
+    """The same without overrides and profile."""
+    thresholds = evidence.check.thresholds
     if name == "lateness_s":
         return thresholds.max_lateness_ms / 1e3, "limit", "thresholds.max_lateness_ms"
     if name == "training_share_of_product_rate":

@@ -4,20 +4,18 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from tasks.cluster.endurance_gates import endurance_findings
-from tasks.cluster.evidence import Evidence
+from tasks.cluster.evidence import GAVE_WAY, SHARED_IS_FULL, Evidence
 from tasks.cluster.figure_gates import FABRIC, LATE, LIMITS_OF_REFERENCE, References, figure_findings
 from tasks.cluster.inventory_gates import dicts_of, inventory_findings, minority
 from tasks.cluster.pairs import localise, node_of, slow_routes
 from tasks.cluster.transport import transport_findings
 from tasks.cluster.variants import expected_of_variants, variant_findings
 from tasks.contracts.cluster_report import Finding, Layer, Status, Suspect
-from tasks.contracts.cluster_settings import STAGES
+from tasks.contracts.cluster_settings import STAGES, ClusterCheck
 from tasks.hardware.reference import chip_of, fabric_of
 
 ORDER = (Status.FAIL, Status.ERROR, Status.WARN, Status.PASS, Status.SKIP)
 """Worst first. SKIP comes last: it is no verdict at all where nothing else is."""
-GAVE_WAY = "gave_way"
-"""The gate of a stage whose pool was taken: a check with one is no verdict, whatever its earlier stages say."""
 NOT_RUN = ("skipped", "yielded", "error")
 FABRIC_OF_RATE = {400.0: "infiniband_ndr", 200.0: "infiniband_hdr"}
 
@@ -67,6 +65,7 @@ def judge(evidence: Evidence) -> list[Finding]:
         *endurance_findings(evidence),
         *pairs,
         *figures,
+        *_share_left_out(evidence),
         *_limits_without_a_gate(evidence, figures, pairs),
     ]
     findings = _held_up(findings)
@@ -201,9 +200,14 @@ def _limits_without_a_gate(evidence: Evidence, figures: Sequence[Finding], pairs
     met |= {"pair_gbytes_per_s"} if pairs else set()
     asked = [evidence.outcomes.get(stage) for stage in evidence.check.stages]
     is_whole = all(outcome is not None and outcome.state not in NOT_RUN for outcome in asked)
+    # These have a finding of their own, which says why there is no such figure.
+    unmeasured = {
+        key for _, name, size, _ in expected_of_variants(evidence, done=False) for key in (name, f"{name}@{size}")
+    }
     return [
         Finding(
-            stage="inventory", gate=f"limit {name}", status=Status.FAIL if is_whole else Status.SKIP, layer="limit",
+            stage="inventory", gate=f"limit {name}", layer="limit",
+            status=Status.FAIL if is_whole and name not in unmeasured else Status.SKIP,
             detail="no figure of this name and size was measured", action="name it as in the report; see collectives.size_factor",
         )
         for name in sorted(wanted - met)
@@ -228,9 +232,9 @@ def _problem_findings(evidence: Evidence) -> list[Finding]:
         "devices": ["memory_pattern_correct", "step_repeats_bitwise"],
         "collectives": [f"{o}_correct" for o in evidence.check.collectives.operations]
         + ["pair_correct"] * (evidence.check.pool.world_size > 1),
-        "storage": ["shared_writable", "shared_correct", "shared_is_one", "scratch_writable", "scratch_correct"],
+        "storage": ["shared_writable", SHARED_IS_FULL, "shared_correct", "shared_is_one", "scratch_writable", "scratch_correct"],
         "endurance": ["endurance_correct"],
-    }
+    }  # fmt: skip
     # Once for all rails: they are one figure by its name.
     usual["collectives"] += dict.fromkeys(
         name.replace("_busbw_gbytes_per_s", "_correct") for _, name, _, _ in expected_of_variants(evidence)
@@ -245,10 +249,12 @@ def _problem_findings(evidence: Evidence) -> list[Finding]:
         for record in records:
             for problem in record.problems:
                 place = evidence.node_of(record) if stage == "storage" else evidence.place(record)
+                if problem.gate == SHARED_IS_FULL:
+                    place = "storage.shared"
                 seen[problem.gate].setdefault(place, problem.error)
         for gate in sorted({*usual.get(stage, []), *seen}):
             bad = seen.get(gate, {})
-            if not bad and outcome.state == "failed":
+            if not bad and (outcome.state == "failed" or (SHARED_IS_FULL in seen and gate.startswith("shared_"))):
                 # What was not measured is not right either; `finished` says that it was not.
                 continue
             findings.append(
@@ -263,6 +269,8 @@ def _problem_findings(evidence: Evidence) -> list[Finding]:
 
 
 def _problem_action(gate: str) -> str:
+    if gate == SHARED_IS_FULL:
+        return "free space on the shared filesystem, or raise this user's quota: see df and quota"
     if "writable" in gate:
         return "free space or remount it writable on this node: see df, mount and dmesg there"
     if gate == "shared_is_one":
@@ -341,6 +349,21 @@ def _num_routes(evidence: Evidence) -> int:
     return ends * (ends - 1)
 
 
+def _why_no_share(check: ClusterCheck) -> str | None:
+    """Why training is not held against the product rate of its devices, where it is not."""
+    if not check.pool.gpus:
+        return "training on processors is held against no product rate (pool.gpus is off)"
+    return None if "devices" in check.stages else "no product rate was measured: devices is not among the stages"
+
+
+def _share_left_out(evidence: Evidence) -> list[Finding]:
+    outcome, why = evidence.outcomes.get("training"), _why_no_share(evidence.check)
+    if outcome is None or outcome.state in NOT_RUN or why is None:
+        return []
+    gate = "training_share_of_product_rate"
+    return [Finding(stage="training", gate=gate, status=Status.SKIP, layer="presence", detail=why)]
+
+
 def expected_figures(evidence: Evidence) -> list[tuple[str, str, int | None, str]]:
     """Every figure that must be there: ``(stage, name, size, place)``; what is not, fails."""
     check = evidence.check
@@ -384,9 +407,14 @@ def expected_figures(evidence: Evidence) -> list[tuple[str, str, int | None, str
         elif stage == "storage":
             names = [f"{root}_{what}" for root in ("shared", "scratch") for what in (
                 "write_gbytes_per_s", "read_gbytes_per_s", "small_file_create_ms", "small_file_read_ms")]  # fmt: skip
-            found += [(stage, name, None, node) for name in names for node in nodes]
+            full = {evidence.node_of(r) for r in evidence.records.get(stage, ()) for p in r.problems
+                    if p.gate == SHARED_IS_FULL}  # fmt: skip
+            # What a full filesystem kept from being measured is missing for no fault of the node's.
+            found += [(stage, name, None, node) for name in names for node in nodes
+                      if node not in full or not name.startswith("shared_")]  # fmt: skip
         elif stage == "training":
             names = ["training_tokens_per_s_per_gpu", "training_first_loss_difference", "training_loss_difference"]
+            names += ["training_share_of_product_rate"] * (_why_no_share(check) is None)
             found += [(stage, name, None, "all") for name in names]
             if check.pool.world_size > 1:
                 found.append((stage, "training_scaling_efficiency", None, "all"))

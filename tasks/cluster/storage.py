@@ -1,11 +1,13 @@
 """What the filesystems do for all nodes at once: a checkpoint-sized file, several times, and many small ones a node."""
 
+import errno
 import os
 import shutil
 import statistics
 import time
 from pathlib import Path
 
+from tasks.cluster.evidence import SHARED_IS_FULL
 from tasks.cluster.faults import Faults
 from tasks.cluster.meeting import Meeting
 from tasks.contracts.cluster_settings import StorageProbeSettings
@@ -20,7 +22,10 @@ def measure_storage(
     """Both filesystems, by the first process of every node; the others wait."""
     is_first = meeting.process == 0
     for name, root in (("shared", shared), ("scratch", scratch)):
-        folder = root / f".cluster-check-{meeting.host}-{meeting.node}-{os.getpid()}"
+        own = f".cluster-check-{meeting.host}-{meeting.node}"
+        folder = root / f"{own}-{os.getpid()}"
+        if is_first:
+            _sweep(root, own)
         rates: list[tuple[float, float]] = []
         is_sound = is_first
         for number in range(1, settings.num_repeats + 1):
@@ -32,7 +37,7 @@ def measure_storage(
                     folder.mkdir(parents=True, exist_ok=True)
                     rates.append(_large(settings, folder))
             except OSError as error:
-                meeting.recorder.problem(f"{name}_writable", f"{root}: {error.strerror or error}")
+                _refused(meeting, name, root, error)
                 is_sound = False
             except _Corrupt as error:
                 meeting.recorder.problem(f"{name}_correct", str(error))
@@ -46,11 +51,29 @@ def measure_storage(
             if is_first and folder.exists():
                 _small(meeting, settings, name, folder)
         except OSError as error:
-            meeting.recorder.problem(f"{name}_writable", f"{root}: {error.strerror or error}")
+            _refused(meeting, name, root, error)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     meeting.begin("the shared folder is one")
     _is_one(meeting, shared)
+
+
+def _sweep(root: Path, own: str) -> None:
+    """Remove what killed processes of this node left, up to a checkpoint each; of another check that runs here nothing."""
+    for left in root.glob(".cluster-check-*"):
+        name, _, process = left.name.rpartition("-")
+        if name == own and process.isdecimal() and not Path("/proc", process).exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _refused(meeting: Meeting, name: str, path: Path, error: OSError) -> bool:
+    """Tell of a write that was refused; whether that was for want of space on the shared filesystem.
+
+    All nodes fill that one, or the user's quota of it: who meets the end first is no worse than the others.
+    """
+    is_full = name == "shared" and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    meeting.recorder.problem(SHARED_IS_FULL if is_full else f"{name}_writable", f"{path}: {error.strerror or error}")
+    return is_full
 
 
 class _Corrupt(RuntimeError):
@@ -109,11 +132,18 @@ def _is_one(meeting: Meeting, shared: Path) -> None:
     # A name of its own: another check on this filesystem must not overwrite it.
     word = meeting.gather(os.urandom(8).hex())[0]
     path = shared / f".cluster-check-{word}"
+    is_full = False
     if meeting.rank == 0:
         try:
             path.write_text(word)
         except OSError as error:
-            meeting.recorder.problem("shared_writable", f"{path}: {error.strerror or error}")
+            is_full = _refused(meeting, "shared", path, error)
+            if is_full:
+                # An empty file needs no space. A filesystem that is read-only would refuse even this.
+                path.unlink(missing_ok=True)
+    if meeting.gather(is_full)[0]:
+        # Nobody can see what was not written, and that tells nothing of the mount.
+        return
     meeting.begin("reading what the first rank wrote")
     try:
         seen = path.read_text()

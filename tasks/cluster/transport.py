@@ -96,10 +96,12 @@ def transport_findings(evidence: Evidence) -> list[Finding]:
         return []
     wants_sockets = check.pool.network == "ethernet" or check.cluster_fabric == "ethernet"
     bad: dict[str, str] = {}
+    seen: set[int] = set()
     for record in evidence.records.get("collectives", ()):
         transport = record.facts.get("transport")
         if record.process != 0:
             continue
+        seen.add(record.node)
         node = evidence.node_of(record)
         if not isinstance(transport, dict):
             bad[node] = "NCCL's transport was not told"
@@ -125,6 +127,10 @@ def transport_findings(evidence: Evidence) -> list[Finding]:
             bad.setdefault(
                 node, f"NCCL uses {count} of {ports[node]} active adapters for {check.pool.processes_per_node} GPUs"
             )
+    if not bad and len(seen) < check.pool.num_nodes:
+        # `finished` tells who left none.
+        told = f"known of {len(seen)} of {check.pool.num_nodes} nodes"
+        return [Finding(stage="collectives", gate="transport", status=Status.SKIP, layer="presence", detail=told)]
     return [
         Finding(
             stage="collectives", gate="transport", status=Status.FAIL if bad else Status.PASS, layer="limit", culprits=tuple(bad),

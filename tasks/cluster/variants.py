@@ -7,10 +7,10 @@ Source of the variables: https://docs.nvidia.com/deeplearning/nccl/user-guide/do
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from tasks.cluster.evidence import Evidence
+from tasks.cluster.evidence import GAVE_WAY, Evidence
 from tasks.cluster.inventory_gates import dicts_of
 from tasks.contracts.cluster_report import Finding, RankRecord, Status, VariantOutcome
 from tasks.contracts.cluster_settings import CollectiveProbeSettings, VariantKind
@@ -120,6 +120,10 @@ def variant_findings(evidence: Evidence) -> list[Finding]:
             findings.append(_finding(kind, Status.SKIP, variants))
             continue
         findings += [_measured(variant, ended.get(variant.name), evidence) for variant in variants]
+    gave_way = [v for v in ended.values() if v.state == "yielded"]
+    if gave_way:
+        told = f"not measured: {', '.join(v.name for v in gave_way)}: {gave_way[0].error}"
+        findings.append(_finding(GAVE_WAY, Status.SKIP, told))
     return findings
 
 
@@ -136,9 +140,19 @@ def _measured(variant: Variant, ended: VariantOutcome | None, evidence: Evidence
     if ended.state == "failed":
         action = "see this rail's adapters, cables and switch on every node: ibstat, ibdiagnet" if variant.rail else ""
         return _finding(variant.name, Status.FAIL, ended.error, culprits, action or "read the logs of its job")
+    records = evidence.variants.get(variant.name, ())
+    known = {record.rank for record in records}
+    silent = [rank for rank in range(evidence.check.pool.world_size) if rank not in known]
+    if silent:
+        # Of this job's own records: a scheduler may have numbered its nodes otherwise than the stage's.
+        places = replace(evidence, records={**evidence.records, variant.name: records}).places_of_ranks(variant.name)
+        return _finding(
+            variant.name, Status.FAIL, "no readable record of rank " + ", ".join(map(str, silent)),
+            tuple(places[rank] for rank in silent), "read this process's log, and its record in the job's folder",
+        )  # fmt: skip
     wrong = {
         evidence.node_of(record): sorted(_adapters(record))
-        for record in evidence.variants.get(variant.name, ())
+        for record in records
         if variant.rail and record.process == 0 and _adapters(record) != {variant.rail}
     }
     if wrong:
@@ -158,12 +172,16 @@ def _finding(gate: str, status: Status, detail: str, culprits: tuple[str, ...] =
     )
 
 
-def expected_of_variants(evidence: Evidence) -> list[tuple[str, str, int | None, str]]:
-    """Figures of the variants that ended well: ``(stage, name, size, place)``."""
+def expected_of_variants(evidence: Evidence, *, done: bool = True) -> list[tuple[str, str, int | None, str]]:
+    """Figures of the variants that ended well, or of those that did not: ``(stage, name, size, place)``."""
     outcome = evidence.outcomes.get("collectives")
-    done = {v.name for v in outcome.variants if v.state == "done"} if outcome is not None else set()
+    ended = {v.name for v in outcome.variants if v.state == "done"} if outcome is not None else set()
     variants = [
-        v for found in variants_of(evidence).values() if not isinstance(found, str) for v in found if v.name in done
+        v
+        for found in variants_of(evidence).values()
+        if not isinstance(found, str)
+        for v in found
+        if (v.name in ended) is done
     ]
     return [
         (

@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from tasks.contracts.frozen_settings import Settings
 from tasks.contracts.pool_settings import PoolSettings
@@ -100,9 +100,12 @@ class TrainingProbeSettings(Settings):
 class ThresholdSettings(Settings):
     """When a figure is not good enough; every limit that was used stands in the report."""
 
+    # Nothing would ever miss a limit of NaN.
+    model_config = ConfigDict(allow_inf_nan=False)
     profile: Literal["physical", "reference"] = "physical"
     """`physical`: shares of what chip and fabric can do (tasks/hardware/reference.yaml). `reference`: also the limits of the
-    acceptance suite that this one replaces: all-reduce of 1 GiB > 350 GB/s, > 500 tokens/s/GPU, > 90 % scaling efficiency."""
+    acceptance suite that this one replaces, where they are stricter: all-reduce of 1 GiB > 350 GB/s, > 500 tokens/s/GPU, > 90 %
+    scaling efficiency."""
     floor_share: float = Field(default=0.85, gt=0, le=1)
     """Share of a chip's or fabric's reference figure that is the floor."""
     fleet_effect: float = Field(default=0.08, gt=0, lt=1)

@@ -23,7 +23,7 @@ from tasks.dataset.rendering.family import FAMILIES, detect_family, encode_promp
 from tasks.dataset.stored import read_examples
 from tasks.inference.endpoint import Endpoint
 from tasks.inference.vllm_server import serving
-from tasks.models.load import load_tokenizer
+from tasks.models.load import load_model, load_tokenizer
 from tasks.models.materialise import materialise
 
 
@@ -91,7 +91,15 @@ def main() -> None:
             chat = EndpointSettings(
                 url=arguments.chat, original="-", finetuned="-", api="chat", max_concurrency=4, timeout_s=600
             )
-            ask("chat", chat, str(adapter or base), None)
+            with tempfile.TemporaryDirectory() as whole:
+                if adapter is not None:
+                    # transformers serve loads no adapters: one model of both.
+                    from peft import PeftModel
+
+                    merged = PeftModel.from_pretrained(load_model(base, "float32"), adapter).merge_and_unload()
+                    merged.save_pretrained(whole)
+                    tokenizer.save_pretrained(whole)
+                ask("chat", chat, str(base) if adapter is None else whole, None)
     print(f"\n{'':6} {'':10} answers  same text  same calls  seconds")
     for who, which, count, texts, calls, seconds in rows:
         print(f"{who:6} {which:10} {count:7} {texts:10} {calls:11} {seconds:8.0f}")

@@ -73,6 +73,9 @@ def test_a_new_xid_fails_an_old_one_does_not_and_a_log_that_cannot_be_read_is_a_
     finding = gate(cluster, "xid_under_load")
     assert (finding.status, finding.culprits) == (Status.FAIL, ("host-1",))
     assert new in finding.detail
+    # The same error of the same GPU once more: the line is the same.
+    cluster.fact("endurance", "xids", [old, old], 8)
+    assert gate(cluster, "xid_under_load").detail == f"host-1: {old}"
     unread = soaked()
     unread.fact("endurance", "xids", "the kernel's log cannot be read: Permission denied", 0)
     assert gate(unread, "xid_under_load").status is Status.WARN

@@ -1,6 +1,7 @@
 """A sound cluster passes; each fault is a FAIL that names who is to blame; what is not known is never a PASS."""
 
 import pytest
+from pydantic import ValidationError
 
 from tasks.cluster.evidence import history_key
 from tasks.cluster.judge import references_of, status_of, suspects_of
@@ -19,11 +20,27 @@ def test_a_sound_cluster_of_two_nodes_passes_every_gate():
 
 
 def test_the_references_own_limits_are_a_profile_that_a_cluster_can_miss():
-    cluster = Cluster(thresholds={"profile": "reference"}, collectives={"size_factor": 1024, "min_kib": 1024})
+    thresholds = {"profile": "reference", "floor_share": 0.8}
+    cluster = Cluster(thresholds=thresholds, collectives={"size_factor": 1024, "min_kib": 1024})
     # Above the physical floor and below the 350 GB/s of the reference.
     cluster.figure("collectives", "all_reduce_busbw_gbytes_per_s", 349.0, only=lambda f: f.size_bytes == 1 << 30)
     finding = cluster.bad()["collectives/all_reduce_busbw_gbytes_per_s"]
     assert (finding.limit, finding.layer, finding.status) == (350.0, "limit", Status.FAIL)
+
+
+def test_the_references_own_limits_take_the_place_of_no_stricter_ones():
+    thresholds = {"profile": "reference", "min_scaling_efficiency": 0.99}
+    cluster = Cluster(thresholds=thresholds, collectives={"size_factor": 1024, "min_kib": 1024})
+    limits = {(f.gate, f.size_bytes): f.limit for f in cluster.findings()}
+    assert limits["training_scaling_efficiency", None] == 0.99
+    assert limits["all_reduce_busbw_gbytes_per_s", 1 << 30] == pytest.approx(0.85 * 414)
+    assert limits["training_tokens_per_s_per_gpu", None] == 500.0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "-inf"])
+def test_a_limit_that_is_no_finite_number_is_refused(value):
+    with pytest.raises(ValidationError, match=r"overrides.step_s\n.*finite number"):
+        ClusterCheck(thresholds={"overrides": {"step_s": value}})
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
@@ -366,12 +383,23 @@ def test_routes_that_were_not_measured_fail():
 
 def test_training_that_makes_little_of_the_products_fails():
     cluster = Cluster()
-    share = Figure(name="training_share_of_product_rate", value=0.05)
-    cluster.training.append(share)
-    finding = cluster.bad()["training/training_share_of_product_rate"]
-    assert finding.limit == cluster.check.thresholds.min_share_of_product_rate
-    cluster.training[-1] = share.model_copy(update={"value": 0.6})
-    assert cluster.bad() == {}
+    name = "training_share_of_product_rate"
+    others = [figure for figure in cluster.training if figure.name != name]
+    cluster.training = [*others, Figure(name=name, value=0.05)]
+    assert cluster.bad()[f"training/{name}"].limit == cluster.check.thresholds.min_share_of_product_rate
+    # Points without useful work, or devices without a product, must not do away with the gate.
+    cluster.training = others
+    assert cluster.bad()[f"training/{name}"].layer == "presence"
+
+
+@pytest.mark.parametrize(
+    ("check", "why"),
+    [({"gpus": False}, "pool.gpus is off"), ({"stages": ("inventory", "training")}, "devices is not among the stages")],
+)
+def test_training_that_is_held_against_no_product_rate_says_why(check, why):
+    (finding,) = [f for f in Cluster(**check).findings() if f.gate == "training_share_of_product_rate"]
+    assert finding.status is Status.SKIP
+    assert why in finding.detail
 
 
 def test_an_ethernet_port_beside_infiniband_does_not_lower_the_floors():

@@ -5,9 +5,10 @@ import logging
 import pytest
 
 from tasks import react as reaction_task
+from tasks.cluster.judge import suspects_of
 from tasks.cluster.reaction import accusation, most_nodes
 from tasks.cluster.report import build_report, markdown, terminal
-from tasks.contracts.cluster_report import StageOutcome, Status
+from tasks.contracts.cluster_report import Problem, StageOutcome, Status
 from tasks.contracts.cluster_settings import ClusterCheck, ReactionSettings
 from tasks.react import react
 from tests.cluster.clusters import Cluster
@@ -248,3 +249,25 @@ def react_quietly(cluster: Cluster):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reaction_task, "get_run_logger", lambda: logging.getLogger("test"))
         return reported(cluster)
+
+
+def without_figures(cluster: Cluster, root: str, rank: int) -> None:
+    keep = lambda r: tuple(f for f in r.figures if not f.name.startswith(f"{root}_"))  # noqa: E731
+    cluster.change("storage", lambda r: r.model_copy(update={"figures": keep(r)}), rank)
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2])
+def test_a_full_shared_filesystem_accuses_no_node_and_a_full_scratch_its_own(num_nodes):
+    rank = 8 * (num_nodes - 1)
+    cluster = scheduled(num_nodes)
+    full = Problem(gate="shared_has_space", error="/shared: No space left on device")
+    cluster.change("storage", lambda r: r.model_copy(update={"problems": (full,)}), rank)
+    without_figures(cluster, "shared", rank)
+    assert {gate: f.culprits for gate, f in cluster.bad().items()} == {"storage/shared_has_space": ("storage.shared",)}
+    assert accused(cluster).nodes == {}
+    # As after inject=full_disk, which counts as caught where the node comes first.
+    own = Problem(gate="scratch_writable", error="/tmp: No space left on device")
+    cluster.change("storage", lambda r: r.model_copy(update={"problems": (full, own)}), rank)
+    without_figures(cluster, "scratch", rank)
+    first = suspects_of(cluster.findings())[0]
+    assert (first.place, "storage/scratch_writable" in first.gates) == (f"gpu-{num_nodes - 1}", True)

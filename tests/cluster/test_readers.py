@@ -7,7 +7,7 @@ import pytest
 
 from tasks.cluster.evidence import read_records
 from tasks.cluster.transport import read_transport
-from tasks.contracts.cluster_report import RankRecord, Status
+from tasks.contracts.cluster_report import RankRecord, StageOutcome, Status
 from tasks.hardware.infiniband import ports
 from tasks.hardware.reference import chip_of, chips, fabric_of, fabrics
 from tasks.hardware.telemetry import reasons_of, summary
@@ -150,3 +150,14 @@ def test_the_reference_between_sizes_lies_between_and_below_the_first_there_is_n
     # Two have fewer steps at 1 MiB and fewer links at once at 4 GiB: what four reach accuses them.
     assert fabric.all_reduce_gbytes_per_s(1 << 20, 2) == 72
     assert fabric.all_reduce_gbytes_per_s(1 << 35, 2) == 345
+
+
+@pytest.mark.parametrize("kept", [(), range(8)])
+def test_a_transport_of_which_not_all_nodes_left_a_record_is_no_pass(kept):
+    cluster = Cluster()
+    cluster.outcomes["collectives"] = StageOutcome(
+        stage="collectives", state="failed", error="lost", culprit_ranks=(9,)
+    )
+    cluster.records["collectives"] = [r for r in cluster.records["collectives"] if r.rank in kept]
+    (finding,) = [f for f in cluster.findings() if f.gate == "transport"]
+    assert (finding.status, finding.detail) == (Status.SKIP, f"known of {1 if kept else 0} of 2 nodes")

@@ -1,5 +1,7 @@
 """One burst of somebody else's on a filesystem is no fault of a node, and nodes stay in step whatever one of them meets."""
 
+import errno
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -73,7 +75,7 @@ def test_a_full_disk_is_told_once_and_the_other_nodes_are_not_kept_waiting(tmp_p
 
     monkeypatch.setattr(storage, "_large", full)
     recorder, begun = measure(tmp_path)
-    assert recorder.problems == [("shared_writable", f"{tmp_path / 'shared'}: No space left on device")]
+    assert recorder.problems == [("shared_has_space", f"{tmp_path / 'shared'}: No space left on device")]
     assert begun == expected
     assert len(times) == bad + SETTINGS.num_repeats
     assert ("shared_write_gbytes_per_s" in recorder.figures) == (bad > 1)
@@ -101,3 +103,40 @@ def test_only_the_first_process_of_a_node_writes_and_the_others_keep_in_step(tmp
     recorder, begun = measure(tmp_path, process=1)
     assert begun == expected
     assert not recorder.figures
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_want_of_space_is_the_shared_filesystems_and_on_scratch_the_nodes_own(tmp_path, number):
+    def refuse(folder):
+        raise OSError(number, "refused", folder)
+
+    recorder, _ = measure(tmp_path, faults=SimpleNamespace(before_write=refuse))
+    shared = "shared_writable" if number == errno.EROFS else "shared_has_space"
+    assert [gate for gate, _ in recorder.problems] == [shared, "scratch_writable"]
+
+
+def test_a_word_that_did_not_fit_on_the_shared_filesystem_accuses_no_mount(tmp_path, monkeypatch):
+    def full(path, word):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(storage.Path, "write_text", full)
+    recorder, _ = measure(tmp_path)
+    assert [gate for gate, _ in recorder.problems] == ["shared_has_space"]
+    assert not list((tmp_path / "shared").iterdir())
+
+
+def test_what_a_killed_process_of_this_node_left_is_removed_and_nothing_of_others(tmp_path):
+    gone = 1 << 23  # more than any process's number
+    others = {
+        f".cluster-check-here-0-{os.getppid()}",
+        f".cluster-check-here-1-{gone}",
+        f".cluster-check-here-0-1-{gone}",
+    }
+    for root in ("shared", "scratch"):
+        for name in {f".cluster-check-here-0-{gone}", *others}:
+            (tmp_path / root / name).mkdir(parents=True)
+            (tmp_path / root / name / "large").write_text("x")
+    measure(tmp_path)
+    for root in ("shared", "scratch"):
+        assert {path.name for path in (tmp_path / root).iterdir()} == others

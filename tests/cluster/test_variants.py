@@ -12,6 +12,7 @@ import pytest
 from tasks import check_cluster
 from tasks.check_cluster import measure
 from tasks.cluster.evidence import history_key, read_records
+from tasks.cluster.judge import status_of
 from tasks.cluster.report import build_report
 from tasks.cluster.variants import rails_of, variants_of
 from tasks.contracts.cluster_report import Problem, RankRecord, StageOutcome, Status, VariantOutcome
@@ -94,6 +95,32 @@ def test_a_rail_whose_job_did_not_end_well_says_why_and_only_a_failure_accuses_i
     (finding,) = [f for f in cluster.findings() if f.gate == "rail mlx5_3"]
     assert (finding.status, finding.culprits, finding.detail) == (status, culprits, "NCCL error: unhandled")
     assert {gate for gate, found in cluster.bad().items() if found.status is Status.FAIL} <= {"collectives/rail mlx5_3"}
+
+
+def test_variants_that_gave_way_make_the_check_no_pass_and_no_fail_of_limits_that_nothing_met():
+    limits = dict.fromkeys(["ring_all_reduce_busbw_gbytes_per_s@268435456", "rail_all_reduce_busbw_gbytes_per_s"], 40)
+    cluster = Cluster(thresholds={"overrides": limits})
+    for variant in cluster.outcomes["collectives"].variants:
+        without(cluster, variant.name, variant.model_copy(update={"state": "yielded", "error": "the pool is taken"}))
+    findings = cluster.findings()
+    assert cluster.bad() == {}
+    assert status_of(findings) is Status.SKIP
+    (finding,) = [f for f in findings if f.gate == "gave_way"]
+    assert finding.detail.startswith("not measured: ring, rail mlx5_0, ")
+    assert {f.gate for f in findings if f.layer == "limit" and f.status is Status.SKIP} == {
+        f"limit {n}" for n in limits
+    }
+
+
+@pytest.mark.parametrize("name", ["ring", "rail mlx5_3"])
+def test_a_rank_without_a_readable_record_of_a_variant_is_no_pass_of_its_sums(name):
+    cluster = Cluster()
+    cluster.variants[name] = [
+        r.model_copy(update={"host": f"host-{1 - r.node}"}) for r in cluster.variants[name] if r.rank not in (4, 9)
+    ]
+    finding = cluster.bad()[f"collectives/{name}"]
+    assert (finding.status, finding.culprits) == (Status.FAIL, ("host-1/gpu4", "host-0/gpu1"))
+    assert finding.detail == "no readable record of rank 4, 9"
 
 
 def test_what_was_planned_and_not_measured_is_no_pass():
