@@ -9,11 +9,17 @@ import importlib.util
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
+
+
+class MissingVariable(ValueError):
+    """The environment names a PostgreSQL, but not all that it takes to reach it."""
+
 
 WAIT_S = 60.0
 """For a database that starts at the same time."""
@@ -45,15 +51,20 @@ class Database:
 
 
 def prefects(environment: Mapping[str, str]) -> Database | None:
-    """Prefect's, or None where it is a file (SQLite)."""
+    """Prefect's, or None where it is a file (SQLite).
+
+    Raises:
+        MissingVariable: the environment does not say where it is.
+    """
     prefix = "PREFECT_SERVER_DATABASE_"
     if not environment.get(f"{prefix}DRIVER", "").startswith("postgresql"):
         return None
+    host, user, name = _values(environment, f"{prefix}DRIVER", [f"{prefix}HOST", f"{prefix}USER", f"{prefix}NAME"])
     return Database(
-        host=environment[f"{prefix}HOST"],
+        host=host,
         port=int(environment.get(f"{prefix}PORT", "5432")),
-        user=environment[f"{prefix}USER"],
-        name=environment[f"{prefix}NAME"],
+        user=user,
+        name=name,
         password=environment.get(f"{prefix}PASSWORD", ""),
         named_by=f"{prefix}*",
         migrations=("prefect", "server/database/_migrations/versions/postgresql"),
@@ -61,20 +72,35 @@ def prefects(environment: Mapping[str, str]) -> Database | None:
 
 
 def mlflows(environment: Mapping[str, str]) -> Database | None:
-    """MLflow's, or None where its address says all of it or it is a file: ours leaves host, user and password to PG*."""
+    """MLflow's, or None where its address says all of it or it is a file: ours leaves host, user and password to PG*.
+
+    Raises:
+        MissingVariable: the environment does not say where it is.
+    """
     uri = environment.get("MLFLOW_BACKEND_STORE_URI", "")
     if not uri.startswith("postgresql+psycopg2:///"):
         return None
+    host, user = _values(environment, "MLFLOW_BACKEND_STORE_URI", ["PGHOST", "PGUSER"])
     return Database(
-        host=environment["PGHOST"],
+        host=host,
         port=int(environment.get("PGPORT", "5432")),
-        user=environment["PGUSER"],
-        name=uri.rpartition("/")[2],
+        user=user,
+        # Without its options, as ?sslmode=require.
+        name=urlsplit(uri).path.removeprefix("/"),
         password=environment.get("PGPASSWORD", ""),
         named_by="PGHOST, PGPORT, PGUSER, PGPASSWORD, MLFLOW_BACKEND_STORE_URI",
         migrations=("mlflow", "store/db_migrations/versions"),
         upgrade=f"mlflow db upgrade {uri}",
     )
+
+
+def _values(environment: Mapping[str, str], given: str, names: Sequence[str]) -> list[str]:
+    if missing := [name for name in names if not environment.get(name)]:
+        raise MissingVariable(
+            f"{given} names a PostgreSQL and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: set "
+            f"{'it' if len(missing) == 1 else 'them'} as infra/docker/compose.yaml does"
+        )
+    return [environment[name] for name in names]
 
 
 def problem_of(database: Database, *, wait_s: float = WAIT_S) -> str | None:

@@ -12,12 +12,12 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import NoReturn
 
-from deployments.database import mlflows, prefects, problem_of
+from deployments.database import Database, MissingVariable, mlflows, prefects, problem_of
 
 ROOM_GBYTES = {"PREFECT_HOME": 0.05, "MLFLOW_ARTIFACTS_DESTINATION": 1.0}
 """What is to be free where these variables point, if that is a folder."""
@@ -33,17 +33,24 @@ def problems(command: Sequence[str], environment: Mapping[str, str]) -> Iterator
     match tuple(command[:3]):
         case ("prefect", "server", "start"):
             yield from _port_taken(command)
-            database = prefects(environment)
+            yield from _database(prefects, environment)
         case ("mlflow", "server", *_):
             yield from _port_taken(command)
-            database = mlflows(environment)
+            yield from _database(mlflows, environment)
         case ("prefect", "worker", "start"):
             yield from _servers(environment)
-            database = None
         case _:
             raise ValueError(
                 f"{' '.join(command[:3])!r} is not 'prefect server start', 'mlflow server' or 'prefect worker start'"
             )
+
+
+def _database(read: Callable[[Mapping[str, str]], Database | None], environment: Mapping[str, str]) -> Iterator[str]:
+    try:
+        database = read(environment)
+    except MissingVariable as error:
+        yield str(error)
+        return
     if database is not None and (problem := problem_of(database)):
         yield problem
 

@@ -67,6 +67,8 @@ class _Server:
     process: subprocess.Popen[bytes]
     health: str
     log: Path
+    log_begins: int
+    """Where this start's part of the log begins, in bytes: the file keeps what earlier ones wrote."""
 
 
 def is_up(health_url: str) -> bool:
@@ -142,7 +144,7 @@ def _start_prefect(folder: Path, port: int, addresses: Addresses) -> _Server:
         "DO_NOT_TRACK": "1",
     }
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
-    return _Server("Prefect", _spawn(command, environment, log), f"{addresses.prefect_api}/health", log)
+    return _start("Prefect", command, environment, f"{addresses.prefect_api}/health", log)
 
 
 def _start_mlflow(folder: Path, port: int, addresses: Addresses) -> _Server:
@@ -158,7 +160,12 @@ def _start_mlflow(folder: Path, port: int, addresses: Addresses) -> _Server:
         "MLFLOW_SERVER_ALLOWED_HOSTS": f"{HOST}:{port},localhost:{port}",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    return _Server("MLflow", _spawn(command, environment, log), f"{addresses.mlflow}/health", log)
+    return _start("MLflow", command, environment, f"{addresses.mlflow}/health", log)
+
+
+def _start(name: str, command: Sequence[str], environment: dict[str, str], health: str, log: Path) -> _Server:
+    log_begins = log.stat().st_size if log.exists() else 0
+    return _Server(name, _spawn(command, environment, log), health, log, log_begins)
 
 
 def _spawn(command: Sequence[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
@@ -179,7 +186,8 @@ def _wait_for(server: _Server) -> None:
     deadline = time.monotonic() + START_LIMIT_S
     while not is_up(server.health):
         if server.process.poll() is not None or time.monotonic() > deadline:
-            tail = "\n".join(server.log.read_text(errors="replace").splitlines()[-20:])
+            written = server.log.read_bytes()[server.log_begins :].decode(errors="replace")
+            tail = "\n".join(written.splitlines()[-20:])
             what = "ended at once" if server.process.poll() is not None else f"is not up after {START_LIMIT_S} s"
             todo = [step.format(folder=server.log.parent) for sign, step in NEXT_STEPS.items() if sign in tail]
             raise StackError("\n".join([f"the {server.name} server {what}; the end of {server.log}:", tail, *todo[:1]]))

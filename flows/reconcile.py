@@ -59,33 +59,53 @@ def reconcile(storage: str = "storage", action: Action = "adopt", is_dry_run: bo
         storage: the runs' shared folder.
         action: `adopt`: a run with a deployment is scheduled again and finds its running job. `cancel`: every run is ended.
         is_dry_run: only say what would be done.
+
+    Raises:
+        NotADirectoryError: there is no such folder.
     """
     outlive_worker()
     logger = get_run_logger()
     done: list[dict[str, str]] = []
     root = Path(storage).resolve()
+    unseen = _unseen(root)
+    # A new site's storage is empty until its first run; one that is not there is a wrong path, or is not mounted.
+    if unseen and not root.is_dir():
+        raise NotADirectoryError(unseen)
     everything = [(RunFolder, name) for name in all_runs(root)] + [(CheckFolder, name) for name in all_checks(root)]
     for kind, name in everything:
-        owner = kind(StorageSettings(shared=str(root)), name).owner
-        left = read_lease(owner)
-        if left is None or left.is_alive:
-            continue
+        left: Lease | None = None
         try:
+            left = read_lease(kind(StorageSettings(shared=str(root)), name).owner)
+            if left is None or left.is_alive:
+                continue
             run = _read(root, name, kind)
             what: str = _take_over_or_end(run, left, action, is_dry_run=is_dry_run)
         except Exception as error:
             # Of one run, whatever it is; the others' turn comes all the same, and this one's lease stays for the next time.
             what = f"failed: {type(error).__name__}: {error}"
+        by = str(left or "nobody can tell whom")
         logger.log(
             logging.ERROR if what.startswith("failed") else logging.INFO,
             "%s %s was left by %s: %s%s",
-            "check" if kind is CheckFolder else "run", name, left, what, " (dry run)" if is_dry_run else "",
+            "check" if kind is CheckFolder else "run", name, by, what, " (dry run)" if is_dry_run else "",
         )  # fmt: skip
-        done.append({"run": name, "left_by": str(left), "done": what})
-    if not done:
-        logger.info("every run and every check in %s is driven, or has ended", storage)
+        done.append({"run": name, "left_by": by, "done": what})
+    if unseen:
+        logger.warning(unseen)
+    elif not done:
+        logger.info("every run and every check in %s is driven, or has ended", root)
     create_table_artifact(done or [{"run": "-", "left_by": "-", "done": "nothing to do"}], key="reconcile")
     return done
+
+
+def _unseen(root: Path) -> str | None:
+    """Why nothing can be said of the runs of a folder: none was ever made there."""
+    if any((root / folder).is_dir() for folder in ("runs", "checks")):
+        return None
+    return (
+        f"{root} has neither runs/ nor checks/, so that no run was looked at: name the runs' folder with --storage, or in the "
+        "site's parameters of reconcile/left-runs, and see that it is mounted"
+    )
 
 
 @dataclass(frozen=True)
@@ -198,6 +218,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--action", choices=["adopt", "cancel"], default="adopt", help="(default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
     arguments = parser.parse_args(argv)
+    # Whoever asks by hand means some run: an empty folder is no answer to them either.
+    if unseen := _unseen(Path(arguments.storage).resolve()):
+        print(f"error: {unseen}", file=sys.stderr)
+        return 1
     try:
         addresses = configured_stack() or running_stack()
         if addresses is None:

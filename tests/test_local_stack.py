@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 
-from flows.local_stack import StackError, _check_port, _Server, _wait_for, end_as_with_ctrl_c, temporary_stack
+from flows.local_stack import StackError, _check_port, _Server, _start, _wait_for, end_as_with_ctrl_c, temporary_stack
 
 
 @pytest.fixture(autouse=True)
@@ -81,8 +81,19 @@ def test_a_server_that_ends_is_told_with_what_to_do(tmp_path, line, said):
     process = subprocess.Popen(["true"])
     process.wait()
     with pytest.raises(StackError, match="the Prefect server ended at once") as caught:
-        _wait_for(_Server("Prefect", process, "http://127.0.0.1:1/api/health", log))
+        _wait_for(_Server("Prefect", process, "http://127.0.0.1:1/api/health", log, 0))
     assert said in str(caught.value).splitlines()[-1]
+
+
+def test_what_an_earlier_start_wrote_is_no_reason_of_this_one(tmp_path):
+    log = tmp_path / "server.log"
+    log.write_text("alembic.util.exc.CommandError: Can't locate revision identified by 'ffff'\n")
+    command = ["sh", "-c", "echo 'ImportError: no such module'; exit 1"]
+    server = _start("Prefect", command, {}, "http://127.0.0.1:1/api/health", log)
+    server.process.wait()
+    with pytest.raises(StackError) as caught:
+        _wait_for(server)
+    assert str(caught.value).splitlines()[1:] == ["ImportError: no such module"]
 
 
 @pytest.mark.integration

@@ -162,6 +162,19 @@ def test_compose_names_the_databases_that_are_looked_at():
     assert str(prefects(prefect)).startswith("database prefect on postgres:5432 as prefect")
     assert str(mlflows(mlflow)).startswith("database mlflow on postgres:5432 as mlflow")
     assert mlflows(mlflow).upgrade == "mlflow db upgrade postgresql+psycopg2:///mlflow"
+    mlflow["MLFLOW_BACKEND_STORE_URI"] += "?sslmode=require"
+    assert mlflows(mlflow).name == "mlflow"
+
+
+@pytest.mark.parametrize(
+    ("service", "missing"), [("prefect", "PREFECT_SERVER_DATABASE_HOST"), ("mlflow", "PGHOST"), ("mlflow", "PGUSER")]
+)
+def test_a_variable_without_which_a_database_cannot_be_reached_is_named(service, missing):
+    command, environment = compose(service, BIND="127.0.0.1", **{f"{service.upper()}_PORT": str(free_port())})
+    del environment[missing]
+    environment = {name: value for name, value in environment.items() if name not in ROOM_GBYTES}
+    [said] = problems(command, environment)
+    assert f"names a PostgreSQL and {missing} is not set" in said
 
 
 @pytest.mark.parametrize("service", ["prefect", "mlflow"])

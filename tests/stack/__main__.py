@@ -32,6 +32,7 @@ from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from flows.local_stack import end_as_with_ctrl_c
+from tests.conftest import REPOSITORY
 from tests.integration.planted import ARGUMENTS, files_with, sampled_arguments
 from tests.stack.backup import dump, restore
 from tests.stack.processes import HOST, Stack
@@ -110,6 +111,8 @@ def run(check: Check) -> None:
 
 def schedule(check: Check) -> None:
     deployment = check.client.read_deployment_by_name(LIGHT)
+    # As in the image, from before the first run.
+    (REPOSITORY / deployment.parameters["storage"]).mkdir(exist_ok=True)
     [made] = check.client.create_deployment_schedules(
         deployment.id, [(IntervalSchedule(interval=timedelta(minutes=1)), True)]
     )
@@ -181,7 +184,7 @@ def backup(check: Check) -> None:
     size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
     check.say(
         f"restored from {size:.1f} MB of dumps: {len(after)} figures of the old run are as before",
-        held=before == after != {},
+        held=is_as_before(before, after),
     )
     check.stack.start("worker")
 
@@ -197,6 +200,11 @@ def snapshot(check: Check) -> dict[str, object]:
         seen |= {f"{name}/{key}": value for key, value in {**found.data.metrics, **found.data.params}.items()}
         seen[f"{name}/artifacts"] = sorted(entry.path for entry in check.mlflow.list_artifacts(found.info.run_id))
     return seen
+
+
+def is_as_before(before: dict[str, object], after: dict[str, object]) -> bool:
+    """Nothing lost: of a run without a metric, which are MLflow's only floats, there was nothing to lose."""
+    return before == after and any(isinstance(value, float) for value in before.values())
 
 
 def wait_until(holds: Callable[[], bool], what: str) -> None:

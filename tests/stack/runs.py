@@ -29,7 +29,7 @@ class Ended:
     @property
     def is_whole(self) -> bool:
         """It finished once: one parent run in MLflow, one attempt of each stage, no more."""
-        return self.state == "Completed" and self.mlflow == ["FINISHED"] and set(self.attempts.values()) <= {1}
+        return self.state == "Completed" and self.mlflow == ["FINISHED"] and set(self.attempts.values()) == {1}
 
 
 @dataclass(frozen=True)

@@ -21,16 +21,17 @@ def asked_once(monkeypatch):
 
 @pytest.fixture
 def answering():
-    """A server that gives one answer to everything: ``answer[:] = [status, text]``."""
+    """A server that gives one answer to everything: ``answer[:] = [status, text]``; to its API another as ``answer[2:]``."""
     answer: list = []
     asked: list[tuple[str, str | None]] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             asked.append((self.path, self.headers["Authorization"]))
-            self.send_response(answer[0])
+            status, text = answer[:2] if self.path == "/version" else answer[-2:]
+            self.send_response(status)
             self.end_headers()
-            self.wfile.write(answer[1].encode())
+            self.wfile.write(text.encode())
 
         def log_message(self, *args):
             pass
@@ -57,7 +58,9 @@ def test_a_server_of_this_minor_version_is_used(answering, version):
         (200, f"{int(MAJOR) - 1}.{MINOR}.0", "upgrade the older of the two"),
         (401, "", "refuses the credentials; export MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
         (403, "Invalid Host header", "add that to its MLFLOW_SERVER_ALLOWED_HOSTS"),
-        (200, "<html>Jenkins</html>", "Has another program taken the port"),
+        (200, "<html>Jenkins</html>", "has another program taken the port"),
+        (404, "<html>Not Found</html>", "Are its port and path right"),
+        (404, '{"detail": "Not Found"}', "Are its port and path right"),
         (500, "Internal Server Error", "is its database away"),
     ],
 )
@@ -90,8 +93,15 @@ def test_the_password_is_sent_and_never_shown(answering, monkeypatch):
     assert "planted-secret" not in str(caught.value)
 
 
-def test_a_store_without_a_server_and_a_server_that_tells_no_version_are_taken_as_they_are(answering, tmp_path):
-    answer, _, uri = answering
-    answer[:] = [404, "no"]
-    assert check_mlflow(uri) is None
+def test_a_store_without_a_server_is_taken_as_it_is(tmp_path):
     assert check_mlflow(f"sqlite:///{tmp_path}/mlflow.db") is None
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [(200, '{"experiment": {"experiment_id": "0"}}'), (404, '{"error_code": "RESOURCE_DOES_NOT_EXIST"}')],
+)
+def test_a_server_that_tells_no_version_is_taken_if_its_api_is_mlflows(answering, status, text):
+    answer, _, uri = answering
+    answer[:] = [404, "no", status, text]
+    assert check_mlflow(uri) is None
