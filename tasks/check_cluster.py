@@ -223,31 +223,32 @@ def conclude(run: CheckRun, outcomes: dict[str, StageOutcome], started: float) -
     ]
     write(report, run.folder.report, trend)
     # The verdict lies on the disk before a node is touched, whatever becomes of that.
-    report = react(evidence, report)
-    write(report, run.folder.report, trend)
+    if (reacted := react(evidence, report)) is not report:
+        report = reacted
+        write(report, run.folder.report, trend)
     try:
         _record(run, report)
     except MlflowException as error:
         # The verdict stands on the disk all the same.
         get_run_logger().error("MLflow has no figures of this check: %s", error)
     _show(run, report)
-    before = next((entry["verdict"] for entry in reversed(trend) if entry["verdict"] != Status.SKIP.value), None)
-    if report.injected is None and is_news(report.status, before, [entry["verdict"] for entry in trend]):
-        tell_change(report, before or "none")
+    before = news(report.status, [entry["verdict"] for entry in trend])
+    if report.injected is None and before is not None:
+        tell_change(report, before)
     return report
 
 
-def is_news(status: Status, before: str | None, earlier: Sequence[str]) -> bool:
-    """Whether people are told of a verdict: another than the last one, or so many checks in a row that gave way.
+def news(status: Status, earlier: Sequence[str]) -> str | None:
+    """What the verdict was before, where people are told: another than now, or so many checks in a row that gave way.
 
     Args:
-        before: the last verdict that was none of giving way; None: there was none.
-        earlier: all verdicts before this one, in their order.
+        earlier: all verdicts before this one, in their order; one that gave way is none.
     """
-    if status is not Status.SKIP:
-        return before not in (None, status.value)
-    row = list(takewhile(lambda verdict: verdict == Status.SKIP.value, reversed(earlier)))
-    return (len(row) + 1) % MISSED_IN_A_ROW == 0
+    gave_way = list(takewhile(lambda verdict: verdict == Status.SKIP.value, reversed(earlier)))
+    before = next((verdict for verdict in reversed(earlier) if verdict != Status.SKIP.value), None)
+    if status is Status.SKIP:
+        return (before or "none") if (len(gave_way) + 1) % MISSED_IN_A_ROW == 0 else None
+    return None if before == status.value else before
 
 
 def gather(run: CheckRun, outcomes: dict[str, StageOutcome]) -> Evidence:

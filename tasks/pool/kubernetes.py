@@ -18,7 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from tasks.contracts.files import write_text
-from tasks.contracts.job import LEFT_EXIT_CODE, FailureKind, JobError, JobHandle, JobSpec, JobState, LogLine, PoolError
+from tasks.contracts.job import (
+    LEFT_EXIT_CODE,
+    FailureKind,
+    JobError,
+    JobHandle,
+    JobSpec,
+    JobState,
+    LogLine,
+    MayStillRun,
+    PoolError,
+)
 from tasks.contracts.kubernetes_settings import KubernetesSettings
 from tasks.contracts.pool_settings import NetworkProfile
 from tasks.pool.attempts import (
@@ -94,7 +104,7 @@ class KubernetesPool:
                 self._settle(newest)
                 state = self.state(handle)
                 if state is JobState.UNKNOWN:
-                    raise PoolError(f"job {job.name}: {newest} may still run and {self._why_unknown(newest)}")
+                    raise MayStillRun(f"job {job.name}: {newest} may still run and {self._why_unknown(newest)}")
                 if state in (JobState.QUEUED, JobState.RUNNING):
                     self._finish_submission(newest)
                 if state in (JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED):

@@ -10,7 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tasks.contracts.files import read_json, write_json, write_text
-from tasks.contracts.job import FailureKind, JobError, JobHandle, JobSpec, JobState, LogLine, PoolError, SchedulerAway
+from tasks.contracts.job import (
+    FailureKind,
+    JobError,
+    JobHandle,
+    JobSpec,
+    JobState,
+    LogLine,
+    MayStillRun,
+    PoolError,
+    SchedulerAway,
+)
 from tasks.contracts.pool_settings import NetworkProfile, SlurmSettings
 from tasks.pool.attempts import (
     CANCELLED,
@@ -58,7 +68,7 @@ class SlurmPool:
                 handle = JobHandle(str(newest))
                 state = self.state(handle)
                 if state is JobState.UNKNOWN:
-                    raise PoolError(f"job {job.name}: {newest} may still run and {self._why_unknown(newest)}")
+                    raise MayStillRun(f"job {job.name}: {newest} may still run and {self._why_unknown(newest)}")
                 if state in (JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED):
                     return adopted(newest, job)
                 self.cancel(handle)

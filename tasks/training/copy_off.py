@@ -5,7 +5,6 @@ takes longer than ten copies. So the memory is pinned, taken before training, an
 """
 
 from collections.abc import Mapping
-from math import prod
 
 import torch
 
@@ -32,8 +31,7 @@ class CopyOff:
         self.reserve(tensors)
         copies, start = {}, 0
         for name, tensor in tensors.items():
-            size = tensor.element_size() * prod(tensor.shape)
-            place = self._memory[start : start + size].view(tensor.dtype).view(tensor.shape)
+            place = self._memory[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
             copies[name] = place.copy_(tensor.detach(), non_blocking=True)
             start += _room(tensor)
         if any(tensor.is_cuda for tensor in tensors.values()):
@@ -43,5 +41,5 @@ class CopyOff:
 
 
 def _room(tensor: torch.Tensor) -> int:
-    size: int = tensor.element_size() * prod(tensor.shape)
+    size: int = tensor.nbytes
     return -(-size // ALIGNMENT) * ALIGNMENT

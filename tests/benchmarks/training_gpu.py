@@ -36,6 +36,7 @@ from tests.conftest import REPOSITORY
 
 LONGEST = 4096
 WARMUP_STEPS = 5
+TRL_STEPS, TRL_WARMUP_STEPS = 8, 3
 POINT_STEPS = 5
 LORA = {"rank": 64, "alpha": 128}
 WHO = {
@@ -163,31 +164,25 @@ def ours(
     nodes = gpus if who == "network" else 1
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    agents = [
-        subprocess.Popen(
-            [
-                *(
-                    sys.executable,
-                    "-m",
-                    "torch.distributed.run",
-                    f"--nnodes={nodes}",
-                    f"--nproc-per-node={gpus // nodes}",
-                ),
-                *(f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"),
-                *("--module", program, str(attempt / "spec.json")),
-            ],
-            cwd=REPOSITORY,
-            env=os.environ | (OVER_NETWORK | {"CUDA_VISIBLE_DEVICES": str(node)} if who == "network" else {}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for node in range(nodes)
-    ]
-    # The others say nothing that would fill a pipe.
-    output, *_ = [agent.communicate()[0] for agent in agents]
-    if any(agent.returncode for agent in agents):
-        raise SystemExit(output[-6000:])
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc-per-node={gpus // nodes}"]
+    command += ["--master-addr=127.0.0.1", f"--master-port={port}"]
+    logs, agents = [attempt / f"node-{node}.log" for node in range(nodes)], []
+    for node, log in enumerate(logs):
+        own = OVER_NETWORK | {"CUDA_VISIBLE_DEVICES": str(node)} if who == "network" else {}
+        with log.open("w") as file:
+            agents.append(
+                subprocess.Popen(
+                    [*command, f"--node-rank={node}", "--module", program, str(attempt / "spec.json")],
+                    cwd=REPOSITORY,
+                    env=os.environ | own,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    codes = [agent.wait() for agent in agents]
+    if any(codes):
+        raise SystemExit("\n".join(log.read_text()[-6000:] for log in logs))
+    output = logs[0].read_text()
     told = [line for line in output.splitlines() if any(word in line for word in TOLD)]
     print(*told, sep="\n", flush=True)
     told_points = read_points(root / "job")
@@ -246,7 +241,7 @@ def trl(model: Path, dataset: Path, steps: int, batch_size: int) -> dict[str, fl
     lengths = [len(row) for row in rows[: steps * batch_size]["input_ids"]]
     speeds = [
         sum(lengths[step * batch_size : (step + 1) * batch_size]) / (times[step] - times[step - 1])
-        for step in range(WARMUP_STEPS - 2, steps)
+        for step in range(TRL_WARMUP_STEPS, steps)
     ]
     return {
         "tokens_per_s_per_gpu": statistics.median(speeds),
@@ -325,7 +320,7 @@ def trl_alone(model: Path, dataset: Path, case: str) -> dict[str, Any]:
     """:func:`trl` in a process of its own, which gives the memory back."""
     # As it comes it needs a small batch for long documents and pads the rest.
     size = 2 if case.startswith("documents") else 8
-    command = [sys.executable, "-m", "tests.benchmarks.training_gpu", "--steps", "8"]
+    command = [sys.executable, "-m", "tests.benchmarks.training_gpu", "--steps", str(TRL_STEPS)]
     done = subprocess.run(
         [*command, "--trl", str(model), str(dataset), str(size)],
         cwd=REPOSITORY, env=os.environ | {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]},
