@@ -9,14 +9,17 @@ import pytest
 
 from tasks.contracts.settings import ModelSettings
 
-# What a test says of a processor holds on a machine with GPUs too; those marked gpu are run by make test-gpu.
-if os.environ.get("PROVING_GROUND_TEST_GPU") != "1":
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 SHARE_A_RUN = {"test_faults", "test_finetune", "test_notebook", "test_secrets"}
 """Of the integration tests: those that read one finished run, which is made once a process."""
+
+
+def pytest_configure() -> None:
+    # What a test says of a processor holds on a machine with GPUs too; those marked gpu are run by make test-gpu. Not where
+    # this file is only imported, as the benchmarks do.
+    if os.environ.get("PROVING_GROUND_TEST_GPU") != "1":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,7 +10,7 @@ there. Rows whose answers have ended are let go of.
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -81,15 +81,21 @@ def _attention(model: PreTrainedModel, implementation: str) -> Iterator[bool]:
         model.set_attn_implementation(own)
 
 
-def _chunks(prompts: Sequence[list[int]]) -> Iterator[tuple[int, int]]:
-    """First and one past the last of successive prompts that are read together."""
+def _nats(logits: torch.Tensor, tokens: Sequence[int]) -> float:
+    """How unlikely the tokens were by the logits (tokens, vocabulary) before each."""
+    expected = torch.tensor(tokens, device=logits.device)
+    return float(torch.nn.functional.cross_entropy(logits.float(), expected, reduction="sum"))
+
+
+def _chunks(texts: Sequence[list[int]]) -> Iterator[tuple[int, int]]:
+    """First and one past the last of successive texts that are read together."""
     first, num_tokens = 0, 0
-    for number, prompt in enumerate(prompts):
-        if number > first and num_tokens + len(prompt) > TOKENS_AT_ONCE:
+    for number, text in enumerate(texts):
+        if number > first and num_tokens + len(text) > TOKENS_AT_ONCE:
             yield first, number
             first, num_tokens = number, 0
-        num_tokens += len(prompt)
-    yield first, len(prompts)
+        num_tokens += len(text)
+    yield first, len(texts)
 
 
 class FixedCacheDecoder:
@@ -131,8 +137,12 @@ class FixedCacheDecoder:
         self._rows = list(range(batch_size))
         self._let_go: dict[int, list[int]] = {}
 
-    def answer(self, prompts: Sequence[list[int]]) -> list[list[int]]:
+    def answer(self, prompts: Sequence[list[int]], references: Sequence[list[int]] | None = None) -> list[list[int]]:
         """The new token ids of each prompt; what follows an ``end`` means nothing.
+
+        Args:
+            references: token ids of an answer that is given, or none, for each prompt; they do not change what is answered.
+                :attr:`nats` holds afterwards how unlikely each was, which costs its own tokens and not the prompt's again.
 
         Raises:
             ValueError: more or longer prompts than it was made for.
@@ -145,21 +155,21 @@ class FixedCacheDecoder:
         if self._let_go:
             self._allocate()
         with torch.inference_mode():
-            self._run(prompts, width)
+            self._run(prompts, references or [[]] * len(prompts), width)
         last = zip(self._rows, self._answers[:, : int(self._num_new)].tolist(), strict=True)
         answers = self._let_go | dict(last)
         return [answers[row] for row in range(len(prompts))]
 
     def try_out(self) -> None:
         """Read two prompts and take a step, without a graph."""
-        self._read([[0], [0, 0]], 2)
+        self._read([[0], [0, 0]], [[], []], 2)
         self._step()
 
-    def _run(self, prompts: Sequence[list[int]], width: int) -> None:
+    def _run(self, prompts: Sequence[list[int]], references: Sequence[list[int]], width: int) -> None:
         if self._graph is None and self._model.device.type == "cuda":
             with torch.cuda.device(self._model.device):
                 self._capture()
-        self._read(prompts, width)
+        self._read(prompts, references, width)
         for made in range(1, self.max_new_tokens):
             # On a processor there is nothing to wait for.
             if self._graph is None or made % STEPS_AT_ONCE == 1:
@@ -172,7 +182,7 @@ class FixedCacheDecoder:
             else:
                 self._graph.replay()
 
-    def _read(self, prompts: Sequence[list[int]], width: int) -> None:
+    def _read(self, prompts: Sequence[list[int]], references: Sequence[list[int]], width: int) -> None:
         """Put the prompts' keys and values into the cache, each ending at column ``width``, and find their first tokens."""
         device, num = self._model.device, len(prompts)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
@@ -187,42 +197,60 @@ class FixedCacheDecoder:
         self._num_new.zero_()
         self._answers.zero_()
         logits = []
+        self.nats: list[float] = []
         with _attention(self._model, PACKED):
-            for first, last in _chunks(prompts):
-                logits.append(self._read_chunk(prompts[first:last], first, width))
+            for first, last in _chunks([prompt + given for prompt, given in zip(prompts, references, strict=True)]):
+                logits.append(self._read_chunk(prompts[first:last], references[first:last], first, width))
         for layer in self._cache.layers:
             layer.cumulative_length.fill_(width)
         self._has_ended.zero_()
         self._take(torch.nn.functional.pad(torch.cat(logits), (0, 0, 0, self.batch_size - num)))
         self._has_ended[num:] = True
 
-    def _read_chunk(self, prompts: Sequence[list[int]], row: int, width: int) -> torch.Tensor:
-        """Logits (prompts, vocabulary) after each of the prompts, which the cache holds from ``row`` on."""
+    def _read_chunk(
+        self, prompts: Sequence[list[int]], references: Sequence[list[int]], row: int, width: int
+    ) -> torch.Tensor:
+        """Logits (prompts, vocabulary) after each of the prompts, which the cache holds from ``row`` on.
+
+        A reference follows its prompt, which does not see it, and is not kept.
+        """
         device = self._model.device
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        texts = [prompt + given for prompt, given in zip(prompts, references, strict=True)]
+        lengths, of_prompts = (torch.tensor([len(part) for part in parts]) for parts in (texts, prompts))
         bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
         positions = torch.cat([torch.arange(length) for length in lengths.tolist()])
-        rows = torch.repeat_interleave(torch.arange(row, row + len(prompts)), lengths).to(device)
-        columns = (positions + width - torch.repeat_interleave(lengths, lengths)).to(device)
+        kept = (positions < torch.repeat_interleave(of_prompts, lengths)).nonzero()[:, 0]
+        rows = torch.repeat_interleave(torch.arange(row, row + len(prompts)), of_prompts).to(device)
+        columns = (positions[kept] + width - torch.repeat_interleave(of_prompts, of_prompts)).to(device)
+        # The first of a text's is what follows the prompt, the others what follows all but the last of the reference.
+        foretold = [max(1, len(given)) for given in references]
+        at = [
+            torch.arange(num) + begin
+            for num, begin in zip(foretold, (bounds[:-1] + of_prompts - 1).tolist(), strict=True)
+        ]
         packed = DynamicCache(config=self._model.config)
         output = self._model(
-            input_ids=torch.tensor([list(chain.from_iterable(prompts))], device=device),
+            input_ids=torch.tensor([list(chain.from_iterable(texts))], device=device),
             position_ids=positions[None].to(device),
             past_key_values=packed,
             use_cache=True,
-            logits_to_keep=(bounds[1:] - 1).to(device),
+            logits_to_keep=torch.cat(at).to(device),
             cu_seq_lens_q=bounds.to(device, torch.int32),
             max_length_q=int(lengths.max()),
         )
-        for kept, read in zip(self._cache.layers, packed.layers, strict=True):
-            if not kept.is_initialized:
-                kept.lazy_initialization(
+        kept = kept.to(device)
+        for layer, read in zip(self._cache.layers, packed.layers, strict=True):
+            if not layer.is_initialized:
+                layer.lazy_initialization(
                     *(part.expand(self.batch_size, -1, -1, -1) for part in (read.keys, read.values))
                 )
-            kept.keys[rows, :, columns] = read.keys[0].transpose(0, 1)
-            kept.values[rows, :, columns] = read.values[0].transpose(0, 1)
-        last: torch.Tensor = output.logits[0]
-        return last
+            layer.keys[rows, :, columns] = read.keys[0, :, kept].transpose(0, 1)
+            layer.values[rows, :, columns] = read.values[0, :, kept].transpose(0, 1)
+        logits: torch.Tensor = output.logits[0]
+        starts = [0, *accumulate(foretold)]
+        for start, given in zip(starts[:-1], references, strict=True):
+            self.nats.append(_nats(logits[start : start + len(given)], given) if given else 0.0)
+        return logits[starts[:-1]]
 
     def _let_go_of_ended(self) -> None:
         """Go on with the rows whose answers have not ended."""

@@ -1,7 +1,7 @@
 """Examples to predictions with the model itself: sorted by length, batched; smaller batches where memory ends."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from tasks.contracts.prediction import Prediction
 from tasks.dataset.rendering.family import Family, encode_prompt
 from tasks.dataset.rendering.json_calls import read_leniently
 from tasks.inference.fixed_cache import FixedCacheDecoder, has_fixed_cache, left_padded
+from tasks.inference.losses import LossSum, reference_ids
 from tasks.inference.sampling import SeededSampling
 from tasks.models.memory import free_memory, is_out_of_memory
 
@@ -34,15 +35,19 @@ def generate(
     max_new_tokens: int,
     temperature: float = 0.0,
     seed: int = 0,
+    references: Collection[str] = (),
     on_done: Callable[[int], None] = lambda done: None,
     on_smaller: Callable[[int], None] = lambda batch_size: None,
+    on_reference: Callable[[str, LossSum], None] = lambda name, loss: None,
 ) -> Iterator[Prediction]:
     """Answers in an order of their own; each prediction names its example.
 
     Args:
         temperature: 0 is greedy; above, answers are drawn, each by ``seed`` and the example's id.
+        references: ids of examples whose expected answers are read behind their prompts, where that is cheap.
         on_done: told the number of finished examples after every batch.
         on_smaller: told the new batch size when memory did not suffice for the one before.
+        on_reference: told the loss on an expected answer; not called where that would cost the prompt once more.
 
     Raises:
         OutOfMemory: a single request needs more memory than there is.
@@ -53,11 +58,13 @@ def generate(
     end = tokenizer.convert_tokens_to_ids(family.end_of_turn)
     is_fixed = not temperature and has_fixed_cache(model)
     engine = _Engine(model, tokenizer.pad_token_id, end, max_new_tokens, temperature, seed, is_fixed)
+    wanted = frozenset(references) if is_fixed else frozenset()
     done = 0
     while done < len(prompts):
         batch = prompts[done : done + batch_size]
         began = time.perf_counter()
-        answers = _try(engine, [(example.id, ids) for ids, example in batch], batch_size)
+        expected = [reference_ids(tokenizer, family, example) if example.id in wanted else [] for _, example in batch]
+        answers = _try(engine, [(example.id, ids) for ids, example in batch], expected, batch_size)
         if answers is None:
             if len(batch) == 1:
                 raise OutOfMemory(
@@ -70,6 +77,10 @@ def generate(
         latency = time.perf_counter() - began
         for (prompt, example), ids in zip(batch, answers, strict=True):
             yield _prediction(tokenizer, family, example, len(prompt), ids, end, latency)
+        if engine.decoder is not None:
+            for (_, example), reference, nats in zip(batch, expected, engine.decoder.nats, strict=True):
+                if reference:
+                    on_reference(example.id, LossSum(nats, len(reference)))
         done += len(batch)
         on_done(done)
 
@@ -105,7 +116,9 @@ class _Engine:
     is_fixed: bool
     decoder: FixedCacheDecoder | None = None
 
-    def answer(self, batch: Sequence[tuple[str, list[int]]], batch_size: int) -> list[list[int]]:
+    def answer(
+        self, batch: Sequence[tuple[str, list[int]]], references: Sequence[list[int]], batch_size: int
+    ) -> list[list[int]]:
         """The new token ids of each request (id, prompt), up to ``max_new_tokens``."""
         prompts = [ids for _, ids in batch]
         drawing = LogitsProcessorList()
@@ -113,7 +126,8 @@ class _Engine:
             names = [name for name, _ in batch]
             drawing.append(SeededSampling(names, self.temperature, self.seed, self.model.device))
         elif self.is_fixed:
-            return self._decoder_for(max(map(len, prompts)), min(batch_size, len(prompts))).answer(prompts)
+            decoder = self._decoder_for(max(map(len, prompts)), min(batch_size, len(prompts)))
+            return decoder.answer(prompts, references)
         return _answer(self.model, self.pad, prompts, self.end, self.max_new_tokens, drawing)
 
     def _decoder_for(self, longest: int, batch_size: int) -> FixedCacheDecoder:
@@ -134,10 +148,12 @@ class _Engine:
         return self.decoder
 
 
-def _try(engine: _Engine, batch: Sequence[tuple[str, list[int]]], batch_size: int) -> list[list[int]] | None:
+def _try(
+    engine: _Engine, batch: Sequence[tuple[str, list[int]]], references: Sequence[list[int]], batch_size: int
+) -> list[list[int]] | None:
     """The answers, or None where memory ran out: outside of the handler, so that the error keeps no tensor alive."""
     try:
-        return engine.answer(batch, batch_size)
+        return engine.answer(batch, references, batch_size)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -44,6 +44,12 @@ def plain_conversations() -> list[Example]:
     ]
 
 
+def reference_ids(tokenizer: Any, family: Family, example: Example) -> list[int]:
+    """Token ids of the example's last answer, its end of turn with it."""
+    ids: list[int] = tokenizer(family.answer(example.reply), add_special_tokens=False)["input_ids"]
+    return ids
+
+
 def answer_loss(model: Any, tokenizer: Any, family: Family, examples: Sequence[Example]) -> LossSum:
     """The loss of each example's last answer and its end of turn, behind exactly the ids that inference asks with.
 
@@ -51,8 +57,7 @@ def answer_loss(model: Any, tokenizer: Any, family: Family, examples: Sequence[E
     """
     total = LossSum()
     for example in examples:
-        prompt = encode_prompt(tokenizer, family, example)
-        answer = tokenizer(family.answer(example.reply), add_special_tokens=False)["input_ids"]
+        prompt, answer = encode_prompt(tokenizer, family, example), reference_ids(tokenizer, family, example)
         ids = torch.tensor([prompt + answer], device=model.device)
         with torch.inference_mode():
             logits = model(input_ids=ids, logits_to_keep=len(answer) + 1).logits[0, :-1].float()

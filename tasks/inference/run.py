@@ -104,6 +104,8 @@ def run(attempt: Attempt) -> Mapping[str, Any] | None:
             seconds = time.perf_counter() - began
         figures = RankFigures(seconds, None, 0, LossSum(), LossSum())
     else:
+        rows = sorted(held_out, key=lambda e: e.id)[: settings.num_loss_rows]
+        losses: dict[str, LossSum] = {}
         answers = generate(
             model,
             tokenizer,
@@ -113,15 +115,20 @@ def run(attempt: Attempt) -> Mapping[str, Any] | None:
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             seed=settings.seed,
+            references=[row.id for row in rows],
             on_done=on_done,
             on_smaller=on_smaller,
+            on_reference=losses.__setitem__,
         )
         # On disk batch by batch, as they come.
         for prediction in answers:
             partial.add([prediction])
         seconds = time.perf_counter() - began
-        rows = sorted(held_out, key=lambda e: e.id)[: settings.num_loss_rows]
-        reference = answer_loss(model, tokenizer, family, rows[rank::world_size])
+        # Those that an earlier attempt answered, and all where reading a prompt does not give them.
+        answered, own = {p.example_id for p in before}, {e.id for e in mine}
+        of_before = [row for row in rows if row.id in answered][rank::world_size]
+        missing = [row for row in rows if row.id in own and row.id not in losses]
+        reference = sum(losses.values(), answer_loss(model, tokenizer, family, of_before + missing))
         plain = answer_loss(model, tokenizer, family, plain_conversations()[rank::world_size])
         figures = RankFigures(seconds, peak_memory_gbytes(), len(sizes), reference, plain)
     write_json(attempt.folder / f"figures-{rank}.json", asdict(figures))

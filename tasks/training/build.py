@@ -99,8 +99,10 @@ def build_trainer(
         padding_free=packed,
         dataloader_drop_last=True,
         ddp_find_unused_parameters=False,
-        # The base in FP8 is buffers, which do not change, and which gloo cannot send.
-        ddp_broadcast_buffers=False if settings.fp8_base else None,
+        # They do not change: rotary frequencies, and the base in FP8, which gloo cannot send.
+        ddp_broadcast_buffers=False,
+        # Rows go to the GPU without waiting for what it has been given to do before, at every step otherwise.
+        accelerator_config={"non_blocking": not is_cpu},
         ddp_timeout=int(max(2 * settings.collective_timeout_minutes * 60, START_LIMIT_S)),
         report_to="none",
         # Of the base in shards transformers could save nothing else; our checkpoints do not go through it.

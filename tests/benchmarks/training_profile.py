@@ -18,8 +18,10 @@ from tasks.training import train as program
 
 FIRST, STEPS = 8, 3
 LARGEST = 40
+NO_KERNELS = ("## ", "Optimizer.", "ProfilerStep", "DistributedDataParallel.", "nccl:")
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::_scaled_mm", "aten::bmm")
 KINDS = (
+    ("communication, also beside other work", ("nccl",)),
     ("attention", ("flash", "fmha", "sdpa", "cudnn_generated", "varlen", "attention")),
     ("compiled element-wise", ("triton",)),
     ("optimiser and gradient norm", ("multi_tensor", "foreach", "fused_adam", "lpnorm")),
@@ -49,11 +51,11 @@ class Profile(TrainerCallback):
 
 def tell(profiled: Any) -> None:
     """Print the tables: kinds of kernels, products by the matrices that they were called with, and single kernels."""
-    # Those that begin so are parts of the program, not kernels.
+    # Those that begin so are parts of the program, not kernels, or name a kernel once more.
     kernels = [
         event
         for event in profiled.events()
-        if event.device_type == DeviceType.CUDA and not event.name.startswith(("## ", "Optimizer.", "ProfilerStep"))
+        if event.device_type == DeviceType.CUDA and not event.name.startswith(NO_KERNELS)
     ]
     kinds: defaultdict[str, float] = defaultdict(float)
     names: defaultdict[str, list[float]] = defaultdict(list)

@@ -68,6 +68,30 @@ def test_steps_over_a_cache_of_fixed_size_answer_as_generate_does(model, tokeniz
         decoder.answer(prompts)
 
 
+@pytest.mark.parametrize("tokens_at_once", [1, 1000])
+def test_expected_answers_read_behind_their_prompts_have_the_loss_of_a_pass_of_their_own_and_change_nothing(
+    model, tokenizer, monkeypatch, tokens_at_once
+):
+    from tasks.inference import fixed_cache
+
+    monkeypatch.setattr(fixed_cache, "TOKENS_AT_ONCE", tokens_at_once)
+    prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
+    references = [tokenizer(text)["input_ids"] for text in (" there, how are you?", "", " eight")]
+    decoder = fixed_cache.FixedCacheDecoder(
+        model, end=198, pad=tokenizer.pad_token_id, batch_size=4, max_prompt_tokens=max(map(len, prompts)),
+        max_new_tokens=MAX_NEW_TOKENS,
+    )  # fmt: skip
+    alone = decoder.answer(prompts)
+    assert decoder.nats == [0, 0, 0]
+    assert decoder.answer(prompts, references) == alone
+    for prompt, given, nats in zip(prompts, references, decoder.nats, strict=True):
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([prompt + given])).logits[0, len(prompt) - 1 : -1]
+        expected = torch.nn.functional.cross_entropy(logits, torch.tensor(given, dtype=torch.long), reduction="sum")
+        assert nats == pytest.approx(float(expected), rel=1e-4)
+    assert decoder.nats[0] > decoder.nats[1] == 0 < decoder.nats[2]
+
+
 @pytest.mark.parametrize(
     ("name", "is_taken"), [("LlamaConfig", True), ("StableLmConfig", False), ("NemotronConfig", False)]
 )
