@@ -12,6 +12,8 @@ from tasks.contracts.cluster_settings import ClusterCheck
 
 History = Mapping[str, Sequence[float]]
 """Earlier values of each figure by :func:`history_key`, oldest first."""
+NOT_RUN = ("skipped", "yielded", "error")
+"""States of a stage of which nothing was measured."""
 SHARED_IS_FULL = "shared_has_space"
 """The gate of writes that the shared filesystem refused for want of space, which accuse no node."""
 GAVE_WAY = "gave_way"

@@ -4,19 +4,19 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from tasks.cluster.endurance_gates import endurance_findings
-from tasks.cluster.evidence import GAVE_WAY, SHARED_IS_FULL, Evidence
+from tasks.cluster.evidence import GAVE_WAY, NOT_RUN, SHARED_IS_FULL, Evidence
+from tasks.cluster.expected import expected_figures, why_no_share
 from tasks.cluster.figure_gates import FABRIC, LATE, LIMITS_OF_REFERENCE, References, figure_findings
 from tasks.cluster.inventory_gates import dicts_of, inventory_findings, minority
 from tasks.cluster.pairs import localise, node_of, slow_routes
 from tasks.cluster.transport import transport_findings
 from tasks.cluster.variants import expected_of_variants, variant_findings
 from tasks.contracts.cluster_report import Finding, Layer, Status, Suspect
-from tasks.contracts.cluster_settings import STAGES, ClusterCheck
+from tasks.contracts.cluster_settings import STAGES
 from tasks.hardware.reference import chip_of, fabric_of
 
 ORDER = (Status.FAIL, Status.ERROR, Status.WARN, Status.PASS, Status.SKIP)
 """Worst first. SKIP comes last: it is no verdict at all where nothing else is."""
-NOT_RUN = ("skipped", "yielded", "error")
 FABRIC_OF_RATE = {400.0: "infiniband_ndr", 200.0: "infiniband_hdr"}
 
 
@@ -349,73 +349,9 @@ def _num_routes(evidence: Evidence) -> int:
     return ends * (ends - 1)
 
 
-def _why_no_share(check: ClusterCheck) -> str | None:
-    """Why training is not held against the product rate of its devices, where it is not."""
-    if not check.pool.gpus:
-        return "training on processors is held against no product rate (pool.gpus is off)"
-    return None if "devices" in check.stages else "no product rate was measured: devices is not among the stages"
-
-
 def _share_left_out(evidence: Evidence) -> list[Finding]:
-    outcome, why = evidence.outcomes.get("training"), _why_no_share(evidence.check)
+    outcome, why = evidence.outcomes.get("training"), why_no_share(evidence.check)
     if outcome is None or outcome.state in NOT_RUN or why is None:
         return []
     gate = "training_share_of_product_rate"
     return [Finding(stage="training", gate=gate, status=Status.SKIP, layer="presence", detail=why)]
-
-
-def expected_figures(evidence: Evidence) -> list[tuple[str, str, int | None, str]]:
-    """Every figure that must be there: ``(stage, name, size, place)``; what is not, fails."""
-    check = evidence.check
-    found: list[tuple[str, str, int | None, str]] = []
-    for stage, outcome in evidence.outcomes.items():
-        if outcome.state in NOT_RUN:
-            continue
-        places = list(evidence.places_of_ranks(stage).values())
-        nodes = sorted({place.partition("/")[0] for place in places})
-        if stage == "devices":
-            names = [
-                "memory_copy_gbytes_per_s",
-                "memory_pattern_wrong_bytes",
-                "matrix_product_float32_tflops_per_s",
-            ]
-            names += ["step_s"] * (not check.pool.gpus)
-            if check.pool.gpus:
-                names += ["matrix_product_bfloat16_tflops_per_s", "host_to_device_gbytes_per_s", "device_to_host_gbytes_per_s",
-                          "throttled_share"]  # fmt: skip
-                # Not every chip has it, but all chips of a cluster or none.
-                fp8 = "matrix_product_float8_tflops_per_s"
-                seen = {figure.name for record in evidence.records.get(stage, ()) for figure in record.figures}
-                names += [fp8] * (fp8 in seen)
-            found += [(stage, name, None, place) for name in names for place in places]
-        elif stage == "endurance":
-            names = ["endurance_product_tflops_per_s", "endurance_slowdown_share"]
-            names += ["endurance_throttled_share"] * check.pool.gpus
-            found += [(stage, name, None, place) for name in names for place in places]
-        elif stage == "collectives" and check.pool.world_size > 1:
-            # One rank alone moves nothing.
-            for size in check.collectives.sizes_bytes():
-                found += [(stage, f"{o}_busbw_gbytes_per_s", size, "all") for o in check.collectives.operations]
-                if "all_reduce" in check.collectives.operations:
-                    found += [(stage, "lateness_s", size, place) for place in places]
-                if check.pool.num_nodes > 1 and check.pool.processes_per_node > 1:
-                    found += [
-                        (stage, f"node_{o}_busbw_gbytes_per_s", size, n)
-                        for o in check.collectives.operations
-                        for n in nodes
-                    ]
-        elif stage == "storage":
-            names = [f"{root}_{what}" for root in ("shared", "scratch") for what in (
-                "write_gbytes_per_s", "read_gbytes_per_s", "small_file_create_ms", "small_file_read_ms")]  # fmt: skip
-            full = {evidence.node_of(r) for r in evidence.records.get(stage, ()) for p in r.problems
-                    if p.gate == SHARED_IS_FULL}  # fmt: skip
-            # What a full filesystem kept from being measured is missing for no fault of the node's.
-            found += [(stage, name, None, node) for name in names for node in nodes
-                      if node not in full or not name.startswith("shared_")]  # fmt: skip
-        elif stage == "training":
-            names = ["training_tokens_per_s_per_gpu", "training_first_loss_difference", "training_loss_difference"]
-            names += ["training_share_of_product_rate"] * (_why_no_share(check) is None)
-            found += [(stage, name, None, "all") for name in names]
-            if check.pool.world_size > 1:
-                found.append((stage, "training_scaling_efficiency", None, "all"))
-    return found + expected_of_variants(evidence)

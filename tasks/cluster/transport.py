@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.cluster.evidence import Evidence
+from tasks.cluster.evidence import NOT_RUN, Evidence
 from tasks.cluster.inventory_gates import dicts_of
 from tasks.contracts.cluster_report import Finding, Status
 
@@ -87,12 +87,7 @@ def transport_findings(evidence: Evidence) -> list[Finding]:
     """The transport between nodes is the fast one where there are adapters for it; nothing is told without GPUs."""
     check = evidence.check
     outcome = evidence.outcomes.get("collectives")
-    if (
-        not check.pool.gpus
-        or check.pool.num_nodes < 2
-        or outcome is None
-        or outcome.state in ("skipped", "yielded", "error")
-    ):
+    if not check.pool.gpus or check.pool.num_nodes < 2 or outcome is None or outcome.state in NOT_RUN:
         return []
     wants_sockets = check.pool.network == "ethernet" or check.cluster_fabric == "ethernet"
     bad: dict[str, str] = {}

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tasks.cluster.evidence import Evidence
+from tasks.cluster.expected import expected_figures
 from tasks.cluster.figure_gates import References
-from tasks.cluster.judge import expected_figures, judge, references_of
+from tasks.cluster.judge import judge, references_of
 from tasks.cluster.variants import Variant, variants_of
 from tasks.contracts.cluster_report import Figure, Finding, RankRecord, StageOutcome, Status, VariantOutcome
 from tasks.contracts.cluster_settings import STAGES, ClusterCheck
