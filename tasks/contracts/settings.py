@@ -223,9 +223,10 @@ class TrainingSettings(Settings):
     """Decay of AdamW's second moment; shorter runs want it lower."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
-    gradient_checkpointing: bool | Literal["auto"] = False
-    """Recompute activations in the backward pass: less memory, about a third more time. `auto`: only where memory does
-    not suffice otherwise; never on processors."""
+    gradient_checkpointing: bool | Annotated[int, Field(ge=2)] | Literal["auto"] = False
+    """Recompute activations in the backward pass: less memory, about a third more time. A number: those of every so manieth
+    layer only, for so much less of both. `auto`: where memory does not suffice otherwise, and of no more layers than it takes;
+    never on processors."""
     precision: Precision = "auto"
     """Number format of the frozen weights and of the products; adapters always keep float32 weights. `mixed`: bfloat16
     products and matrices, float32 embedding, norms and residual stream. `auto`: bfloat16 on GPUs, mixed on processors that

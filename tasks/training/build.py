@@ -76,7 +76,8 @@ def build_trainer(
         weight_decay=settings.weight_decay,
         adam_beta2=settings.adam_beta2,
         max_grad_norm=settings.max_grad_norm,
-        gradient_checkpointing=settings.gradient_checkpointing is True,
+        activation_checkpointing=bool(settings.gradient_checkpointing),
+        activation_checkpointing_kwargs={"every_n_layers": int(settings.gradient_checkpointing or 1)},
         average_tokens_across_devices=True,
         bf16=precision != "float32",
         use_cpu=is_cpu,
@@ -101,8 +102,9 @@ def build_trainer(
         ddp_find_unused_parameters=False,
         # They do not change: rotary frequencies, and the base in FP8, which gloo cannot send.
         ddp_broadcast_buffers=False,
-        # Rows go to the GPU without waiting for what it has been given to do before, at every step otherwise.
-        accelerator_config={"non_blocking": not is_cpu},
+        # Rows go to the GPU without waiting for what it has been given to do before, at every step otherwise; and the state
+        # that DeepSpeed was joined with stays.
+        accelerator_config={"non_blocking": not is_cpu, "use_configured_state": is_zero3},
         ddp_timeout=int(max(2 * settings.collective_timeout_minutes * 60, START_LIMIT_S)),
         report_to="none",
         # Of the base in shards transformers could save nothing else; our checkpoints do not go through it.
@@ -156,3 +158,8 @@ def precision_of(settings: TrainingSettings) -> Resolved:
     On a CPU embedding, norms and with them the residual stream stay in float32, which costs a twentieth of the speed.
     """
     return resolve_precision(settings.precision, on_cpu="mixed" if settings.strategy == "ddp" else "float32")
+
+
+def recomputed_one_in(config: SFTConfig) -> int:
+    """Of one layer in so many activations are recomputed; 0: of none."""
+    return config.activation_checkpointing_kwargs["every_n_layers"] if config.activation_checkpointing else 0

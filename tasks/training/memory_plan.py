@@ -5,7 +5,7 @@ that its forward pass keeps for the backward pass is added up. Compiled layers k
 measured of one model; where memory runs out all the same, another attempt with less follows (``micro_batch.py``).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ BYTES_PER_LOGIT = 2 + 4 + 4
 COMPILED_KEEP = 0.8
 """Of what is counted, compiled layers keep less: of Llama 3.1 8B's 6.3 MB a token 4.4 in documents and 4.8 in conversations
 (one H200, torch 2.11, peaks of 94 and 101 GB)."""
+RECOMPUTED = (False, 4, 2, True)
+"""What ``auto`` tries, the fastest first: nothing, every fourth layer, every second, all."""
 COUNTED_TOKENS = 64
 COUNTING = "proving_ground_counting"
 
@@ -44,13 +46,23 @@ class Footprint:
         fixed: whatever the micro-batch is: weights, gradients, moments, a part of the logits.
         per_token: kept of each token of a micro-batch for the backward pass.
         per_token_recomputed: the same where every layer keeps its input only, one layer's own while it is recomputed.
+        per_token_of_layer: kept of each token by one layer.
         is_padded: conversations are filled up to the longest of their micro-batch, as everywhere but in packed training.
     """
 
     fixed: float
     per_token: float
     per_token_recomputed: float
+    per_token_of_layer: float
     is_padded: bool = False
+
+    def of_token(self, gradient_checkpointing: bool | int) -> float:
+        """Kept of each token with this setting."""
+        if not gradient_checkpointing:
+            return self.per_token
+        share = 1 / gradient_checkpointing
+        # One layer's own is there once more while it is recomputed, beside those that are kept.
+        return (1 - share) * (self.per_token + self.per_token_of_layer) + share * self.per_token_recomputed
 
 
 @dataclass(frozen=True)
@@ -58,16 +70,23 @@ class MicroBatch:
     """The choice, and the figures behind it in words."""
 
     per_device_batch_size: int
-    gradient_checkpointing: bool
+    gradient_checkpointing: bool | int
     why: str
+
+
+def in_words(gradient_checkpointing: bool | int) -> str:
+    """What becomes of the activations."""
+    if gradient_checkpointing in (False, True):
+        return "activations recomputed" if gradient_checkpointing else "activations kept"
+    return f"activations of one layer in {gradient_checkpointing} recomputed"
 
 
 def on_processor(settings: TrainingSettings) -> MicroBatch:
     """What ``auto`` means where there is no GPU."""
-    wanted, is_recomputed = settings.per_device_batch_size, settings.gradient_checkpointing is True
-    size, kept = 1 if wanted == "auto" else wanted, "recomputed" if is_recomputed else "kept"
+    wanted, recompute = settings.per_device_batch_size, settings.gradient_checkpointing
+    size, recompute = 1 if wanted == "auto" else wanted, False if recompute == "auto" else recompute
     return MicroBatch(
-        size, is_recomputed, f"{size} at a time, activations {kept}: a processor's memory is not planned for"
+        size, recompute, f"{size} at a time, {in_words(recompute)}: a processor's memory is not planned for"
     )
 
 
@@ -82,7 +101,7 @@ def choose_micro_batch(
 ) -> MicroBatch:
     """The fastest way to take each rank's share of the global batch in the memory there is; what is set stays as set.
 
-    Nothing is recomputed as long as one conversation fits without; then as many at a time as fit, up to
+    No more is recomputed (:data:`RECOMPUTED`) than it takes for one conversation to fit; then as many at a time as fit, up to
     :data:`ENOUGH_TOKENS`. The global batch is the same with any choice.
 
     Args:
@@ -104,33 +123,30 @@ def choose_micro_batch(
     }
     # Speed is a matter of the usual micro-batch, memory of the largest.
     enough = next((size for size in sizes if batches[size].sum(1).mean() >= ENOUGH_TOKENS), sizes[-1])
-    recompute = settings.gradient_checkpointing
-    needed: Mapping[tuple[int, bool], float] = {
-        (size, is_recomputed): footprint.fixed
-        + tokens[size] * (footprint.per_token_recomputed if is_recomputed else footprint.per_token)
-        for is_recomputed in ((False, True) if recompute == "auto" else (recompute,))
+    asked = settings.gradient_checkpointing
+    choices = RECOMPUTED if asked == "auto" else (asked,)
+    needed = {
+        (size, recompute): footprint.fixed + tokens[size] * footprint.of_token(recompute)
+        for recompute in choices
         for size in sizes
         if size <= enough
     }
     budget = SHARE_OF_FREE * free_bytes
-    for is_recomputed in (False, True):
-        fitting = [
-            size for size, recomputed in needed if recomputed == is_recomputed and needed[size, recomputed] <= budget
-        ]
-        if fitting:
-            chosen, fits = (max(fitting), is_recomputed), True
-            break
-    else:
-        # The first to recompute, if that may be chosen, with the fewest at a time.
-        chosen, fits = min(needed, key=lambda key: needed[key]), False
-    size, is_recomputed = chosen
+    fitting = [key for key, num_bytes in needed.items() if num_bytes <= budget]
+    # The first way that fits at all, with the most at a time; else what takes least.
+    chosen = (
+        min(fitting, key=lambda key: (choices.index(key[1]), -key[0]))
+        if fitting
+        else min(needed, key=needed.__getitem__)
+    )
+    size, recompute = chosen
     why = (
-        f"{size} of {share} conversations at a time, activations {'recomputed' if is_recomputed else 'kept'}: at most "
+        f"{size} of {share} conversations at a time, {in_words(recompute)}: at most "
         f"{tokens[size]:,} tokens and about {needed[chosen] / 1e9:.1f} GB of {free_bytes / 1e9:.1f} GB free"
     )
-    if not fits:
+    if not fitting:
         why += f", which is more than the {SHARE_OF_FREE:.0%} to count on; tried all the same"
-    return MicroBatch(size, is_recomputed, why)
+    return MicroBatch(size, recompute, why)
 
 
 def free_bytes() -> int:
@@ -174,6 +190,7 @@ def footprint_of(model_folder: Path, settings: TrainingSettings, precision: Reso
         + (TOKENS_AT_A_TIME * logits if in_parts else 0),
         per_token=kept * (COMPILED_KEEP if in_parts and not settings.lora.dropout else 1) + (0 if in_parts else logits),
         per_token_recomputed=inputs + kept / num_trained_layers + (0 if in_parts else logits),
+        per_token_of_layer=kept / num_trained_layers,
         is_padded=not is_packed,
     )
 

@@ -19,13 +19,13 @@ class Reduction:
     """What an attempt that ran out of memory leaves for the next: conversations per GPU at a time, tried and to use.
 
     Attributes:
-        recompute: activations are recomputed from now on.
+        recompute: of one layer in so many activations are recomputed from now on; 0: of none.
     """
 
     tried: int
     use: int
     why: str
-    recompute: bool = False
+    recompute: int = 0
 
 
 def read_reduction(output: Path, wanted: int | Literal["auto"]) -> Reduction | None:
@@ -44,13 +44,13 @@ def reduce(
     why: str,
     already: Reduction | None,
     may_recompute: bool = False,
-    is_recomputed: bool = False,
+    recompute: int = 0,
 ) -> OutOfMemory | TryAgain:
     """Note the smaller size for the next attempt, and return the error that this one ends with.
 
     Args:
-        may_recompute: activations are not recomputed yet, and may be: what is left where one conversation is too much.
-        is_recomputed: they were, and must be again.
+        may_recompute: not all activations are recomputed yet, and they may be: what is left where one conversation is too much.
+        recompute: of one layer in so many they were, and must be again; 0: of none.
     """
     advice = (
         "set training.gradient_checkpointing=true, lower dataset.max_length_tokens or training.per_device_batch_size, or "
@@ -59,13 +59,13 @@ def reduce(
     if already is not None:
         return OutOfMemory(f"{why}, after the size had been lowered from {already.tried}: {advice}")
     if tried == 1 and may_recompute:
-        write_json(output / FILE, asdict(Reduction(1, 1, why, recompute=True)))
-        return TryAgain(f"{why}. Started again, the run recomputes activations (gradient_checkpointing=auto)")
+        write_json(output / FILE, asdict(Reduction(1, 1, why, recompute=1)))
+        return TryAgain(f"{why}. Started again, the run recomputes all activations (gradient_checkpointing=auto)")
     if tried == 1:
         return OutOfMemory(f"{why}: {advice}")
     # The largest size below that splits the same global batch among the same ranks.
     use = max(size for size in range(1, tried) if tried % size == 0)
-    write_json(output / FILE, asdict(Reduction(tried, use, why, recompute=is_recomputed)))
+    write_json(output / FILE, asdict(Reduction(tried, use, why, recompute=recompute)))
     return TryAgain(
         f"{why}. Started again, the run takes {use} at a time and accumulates {tried // use} times as often; the global "
         "batch stays"

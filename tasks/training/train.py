@@ -18,7 +18,7 @@ from tasks.models.load import Resolved, device
 from tasks.models.materialise import materialise, weights_digest
 from tasks.models.memory import is_out_of_memory, peak_memory_gbytes
 from tasks.training.adapter import save_adapter
-from tasks.training.build import build_trainer, is_packed, precision_of
+from tasks.training.build import build_trainer, is_packed, precision_of, recomputed_one_in
 from tasks.training.checkpoint_writer import CheckpointWriter
 from tasks.training.checkpoints import clear_after, folder_of
 from tasks.training.elastic import ROW, Elastic
@@ -70,7 +70,7 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
             reduced = max((size for size in range(1, reduced + 1) if share % size == 0), default=1)
         settings = settings.model_copy(update={"per_device_batch_size": reduced})
     if recompute and settings.gradient_checkpointing == "auto":
-        settings = settings.model_copy(update={"gradient_checkpointing": True})
+        settings = settings.model_copy(update={"gradient_checkpointing": _as_setting(recompute)})
     rows = load_rows(rows_file, settings)
     lengths = num_tokens(rows)
 
@@ -225,8 +225,13 @@ def _with_micro_batch(
         say(chosen.why)
         return [chosen.per_device_batch_size, int(chosen.gradient_checkpointing)]
 
-    size, is_recomputed = on_rank_0(ranks, look, num_values=2)
-    return settings.model_copy(update={"per_device_batch_size": size, "gradient_checkpointing": bool(is_recomputed)})
+    size, recompute = on_rank_0(ranks, look, num_values=2)
+    return settings.model_copy(update={"per_device_batch_size": size, "gradient_checkpointing": _as_setting(recompute)})
+
+
+def _as_setting(recompute: int) -> bool | int:
+    """One layer in so many is recomputed, 0: none, as ``gradient_checkpointing`` says it."""
+    return recompute if recompute > 1 else bool(recompute)
 
 
 def _run(
@@ -243,7 +248,8 @@ def _run(
         size, step = plan.per_device_batch_size, trainer.state.global_step + 1
         why = f"rank {trainer.ranks.rank} ran out of memory in step {step} with {size} conversations at a time"
         asked = TrainingSettings(**attempt.arguments["training"])
-        may_recompute = asked.gradient_checkpointing == "auto" and not trainer.args.gradient_checkpointing
+        recompute = recomputed_one_in(trainer.args)
+        may_recompute = asked.gradient_checkpointing == "auto" and recompute != 1
         already = read_reduction(output, asked.per_device_batch_size)
         raise reduce(
             output,
@@ -251,7 +257,7 @@ def _run(
             why=why,
             already=already,
             may_recompute=may_recompute,
-            is_recomputed=bool(trainer.args.gradient_checkpointing),
+            recompute=recompute,
         ) from error
     finally:
         watchdog.stop()

@@ -139,7 +139,7 @@ def join_deepspeed() -> dict[str, Any]:
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     PartialState(backend=dist.get_backend())
-    return {"deepspeed": dict(DEEPSPEED_CONFIG), "accelerator_config": {"use_configured_state": True}}
+    return {"deepspeed": dict(DEEPSPEED_CONFIG)}
 
 
 def is_installed() -> bool:

@@ -114,7 +114,12 @@ def test_nothing_left_to_train_on_is_refused():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("per_device_batch_size", 0), ("per_device_batch_size", "many"), ("gradient_checkpointing", "maybe")],
+    [
+        ("per_device_batch_size", 0),
+        ("per_device_batch_size", "many"),
+        ("gradient_checkpointing", "maybe"),
+        ("gradient_checkpointing", -2),
+    ],
 )
 def test_a_setting_that_may_be_one_thing_or_another_is_told_in_one_line(name, value):
     with pytest.raises(SettingsError) as caught:

@@ -1,10 +1,13 @@
 """Faults that a test plants in a rank, at the boundary to torch: the model's forward pass and the storage's size."""
 
+import json
 import os
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ def plant(rank: int, faults: Mapping[str, Any]) -> None:
     ``hang``, ``nan``, ``signal``: ``{"rank": 1, "forward": 7}``; the rank's 7th forward pass never ends, has a loss that is
     no number, or gets the signal ``number``.
     ``free_bytes``: what the disk says is free.
+    ``count_layers``: no fault: a file for how often each layer's forward pass ran on rank 0, recomputed ones again.
     """
     count = 0
 
@@ -53,6 +57,8 @@ def plant(rank: int, faults: Mapping[str, Any]) -> None:
         self.register_forward_pre_hook(hook, with_kwargs=True)
 
     LlamaForCausalLM.__init__ = with_hook
+    if rank == 0 and "count_layers" in faults:
+        _count_layers(Path(faults["count_layers"]))
     if "free_bytes" in faults:
         usage = shutil.disk_usage("/")
         shutil.disk_usage = lambda path: usage._replace(free=faults["free_bytes"])
@@ -60,3 +66,18 @@ def plant(rank: int, faults: Mapping[str, Any]) -> None:
 
 def _is_here(fault: Mapping[str, int], rank: int, count: int) -> bool:
     return fault["rank"] == rank and fault["forward"] == count
+
+
+def _count_layers(file: Path) -> None:
+    # Inside the layer: transformers recomputes nothing of a layer whose own forward pass is another.
+    from transformers.models.llama.modeling_llama import LlamaAttention
+
+    counts: Counter[int] = Counter()
+    forward = LlamaAttention.forward
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        counts[self.layer_idx] += 1
+        file.write_text(json.dumps(counts))
+        return forward(self, *args, **kwargs)
+
+    LlamaAttention.forward = counted

@@ -86,25 +86,27 @@ def chosen(*, free_gbytes, lengths=(1000,) * 64, world_size=2, **changes):
     order = training_order(
         lengths, global_batch_size=settings.global_batch_size, steps_per_epoch=2, num_epochs=1, seed=1
     )
-    footprint = Footprint(fixed=20e9, per_token=6e6, per_token_recomputed=5e5)
+    footprint = Footprint(fixed=20e9, per_token=6e6, per_token_recomputed=5e5, per_token_of_layer=2e5)
     found = choose_micro_batch(settings, lengths, order, world_size, footprint=footprint, free_bytes=free_gbytes * 1e9)
     return found, settings
 
 
 @pytest.mark.parametrize(
-    ("free_gbytes", "size", "is_recomputed"),
+    ("free_gbytes", "size", "recomputed"),
     [
         (1000, 16, False),
         (140, 16, False),
         (80, 8, False),
         (40, 2, False),
+        (28, 1, 4),
+        (26.5, 1, 2),
         (25, 4, True),
         (23, 1, True),
     ],
 )
-def test_as_many_as_fit_are_taken_and_only_then_is_anything_recomputed(free_gbytes, size, is_recomputed):
+def test_as_many_as_fit_are_taken_and_no_more_is_recomputed_than_it_takes(free_gbytes, size, recomputed):
     found, settings = chosen(free_gbytes=free_gbytes)
-    assert (found.per_device_batch_size, found.gradient_checkpointing) == (size, is_recomputed)
+    assert (found.per_device_batch_size, found.gradient_checkpointing) == (size, recomputed)
     plan = plan_training(
         settings.model_copy(
             update={"per_device_batch_size": size, "warmup_steps": 0, "save_every_steps": 1, "log_every_steps": 1}
@@ -121,7 +123,8 @@ def test_the_longest_micro_batch_in_the_order_of_training_decides():
     found, _ = chosen(free_gbytes=80, lengths=lengths)
     assert (80e9 * SHARE_OF_FREE - 20e9) // 6e6 == 8666
     # The long one does not fit by itself without recomputation, however short the others are.
-    assert found.gradient_checkpointing
+    assert found.gradient_checkpointing == 4
+    assert "activations of one layer in 4 recomputed" in found.why
     kept, _ = chosen(free_gbytes=90, lengths=lengths)
     assert not kept.gradient_checkpointing
     assert kept.per_device_batch_size >= 4
@@ -133,7 +136,9 @@ def test_padding_counts_where_there_is_any():
     order = training_order(lengths, global_batch_size=32, steps_per_epoch=2, num_epochs=1, seed=1)
     sizes = []
     for is_padded in (False, True):
-        footprint = Footprint(fixed=20e9, per_token=6e6, per_token_recomputed=5e5, is_padded=is_padded)
+        footprint = Footprint(
+            20e9, per_token=6e6, per_token_recomputed=5e5, per_token_of_layer=2e5, is_padded=is_padded
+        )
         found = choose_micro_batch(settings, lengths, order, 2, footprint=footprint, free_bytes=100e9)
         sizes.append(found.per_device_batch_size)
     assert sizes == [16, 1]

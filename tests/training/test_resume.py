@@ -200,6 +200,17 @@ def test_what_is_left_to_the_program_trains_the_same(toy_job, unbroken):
     assert_same_training(job, unbroken)
 
 
+@pytest.mark.parametrize(("recomputed", "passes"), [(False, [1, 1]), (2, [2, 1]), (True, [2, 2])])
+def test_layers_that_are_recomputed_learn_the_same(toy_job, unbroken, tmp_path, recomputed, passes):
+    job = toy_job(gradient_checkpointing=recomputed)
+    attempt = job.start(2, count_layers=str(tmp_path / "layers.json"))
+    assert attempt.wait() == [0, 0], attempt.output()
+    counts = json.loads((tmp_path / "layers.json").read_text())
+    # Two micro-batches of each rank in each step.
+    assert [counts[layer] / (2 * toy.TOTAL_STEPS) for layer in ("0", "1")] == passes
+    assert_same_training(job, unbroken)
+
+
 def test_a_full_disk_does_not_end_training_and_the_result_says_so(toy_job, unbroken):
     job = toy_job()
     attempt = job.start(2, free_bytes=1_000_000)
