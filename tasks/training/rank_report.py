@@ -6,6 +6,7 @@ knowing costs no collective of its own.
 
 import statistics
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 
 from tasks.hardware.telemetry import Sample, Sampler
 
+MOST_BEHIND = 8
+"""Steps; marks of more are forgotten, the oldest first."""
 SLOW = 1.2
 """A rank whose own work on a token takes so many times the median's is named in the log."""
 
@@ -55,6 +58,15 @@ class RankReport:
         return list(astuple(self))
 
 
+@dataclass
+class _Work:
+    """A step's tokens, and marks where the work on them begins and ends."""
+
+    tokens: int
+    first: Any
+    last: Any = None
+
+
 class RankClock:
     """Times this rank's own part of a step, on the device that does it."""
 
@@ -62,8 +74,9 @@ class RankClock:
         self._is_first = local_rank == 0
         self._is_gpu = torch.cuda.is_available()
         self._gpu, self._gpu_figures = gpu, (0, 0, 0, 0)
-        self._marks: list[Any] = []
-        self._tokens = self._work_us = self._work_tokens = self._wait_us = 0
+        # Of steps whose end nobody has seen yet: a GPU runs behind by a step or two.
+        self._open: deque[_Work] = deque(maxlen=MOST_BEHIND)
+        self._work_us = self._work_tokens = self._wait_us = 0
         self._process = psutil.Process()
         self._moved = self._counters()
 
@@ -82,20 +95,17 @@ class RankClock:
 
     def begin(self, num_tokens: int) -> None:
         """The step's rows are there, with so many tokens."""
-        self._marks, self._tokens = [self._mark()], num_tokens
+        self._open.append(_Work(num_tokens, self._mark()))
 
     def end(self) -> None:
         """The last forward pass of the step is over (on a GPU: is queued)."""
-        self._marks.append(self._mark())
+        if self._open:
+            self._open[-1].last = self._mark()
 
     def report(self, signal: int) -> RankReport:
-        """Of the step before; a GPU that has not finished it yet is not waited for."""
-        if len(self._marks) == 2:
-            first, last = self._marks
-            if not self._is_gpu:
-                self._work_us, self._work_tokens = round((last - first) * 1e6), self._tokens
-            elif last.query():
-                self._work_us, self._work_tokens = round(first.elapsed_time(last) * 1e3), self._tokens
+        """Of the last step that is over; a GPU that has not finished one yet is not waited for."""
+        while self._open and (us := self._taken_us(self._open[0])) is not None:
+            self._work_us, self._work_tokens = us, self._open.popleft().tokens
         before, self._moved = self._moved, self._counters()
         network, storage = ((now - then) // 1000 for now, then in zip(self._moved, before, strict=True))
         if self._gpu.error is not None:
@@ -110,6 +120,12 @@ class RankClock:
             )
         moved = max(0, network), max(0, storage)
         return RankReport(signal, self._work_us, self._work_tokens, self._wait_us, *moved, *self._gpu_figures)
+
+    def _taken_us(self, work: "_Work") -> int | None:
+        if work.last is None or (self._is_gpu and not work.last.query()):
+            return None
+        taken_us: float = work.first.elapsed_time(work.last) * 1e3 if self._is_gpu else (work.last - work.first) * 1e6
+        return round(taken_us)
 
     def _mark(self) -> Any:
         if not self._is_gpu:

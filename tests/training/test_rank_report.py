@@ -57,6 +57,38 @@ def test_memory_is_the_fullest_gpus_and_use_the_mean_of_all():
     assert metrics["rank/001/gpu_memory_share"] == pytest.approx(0.7)
 
 
+class Event:
+    """As CUDA's: recorded at once, over when the GPU has come so far."""
+
+    now = 0.0
+
+    def __init__(self, at_ms: float) -> None:
+        self.at_ms = at_ms
+
+    def query(self) -> bool:
+        return Event.now >= self.at_ms
+
+    def elapsed_time(self, other: "Event") -> float:
+        return other.at_ms - self.at_ms
+
+
+def test_a_gpu_that_is_a_step_behind_is_told_of_a_step_later(monkeypatch):
+    clock = RankClock(local_rank=0, gpu=Sampler(None))
+    # What each step's marks will be, in milliseconds of the GPU's time: it works on a step for 20 and then 40.
+    marks = iter([Event(0), Event(20), Event(30), Event(70), Event(80), Event(95)])
+    monkeypatch.setattr(clock, "_is_gpu", True)
+    monkeypatch.setattr(clock, "_mark", lambda: next(marks))
+    told = []
+    for step, now in enumerate((0, 10, 50, 100)):
+        Event.now = now
+        own = clock.report(0)
+        told.append((own.work_us, own.work_tokens))
+        if step < 3:
+            clock.begin(100 * (step + 1))
+            clock.end()
+    assert told == [(0, 0), (0, 0), (20_000, 100), (15_000, 300)]
+
+
 def test_without_a_gpu_there_are_no_figures_of_one():
     reports = RankReports()
     reports.add([report(2000), report(2000)])
