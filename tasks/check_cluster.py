@@ -21,6 +21,7 @@ from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
 from tasks.cluster.evidence import Evidence, history_key, read_records
+from tasks.cluster.expected import compares_ranks
 from tasks.cluster.inventory_gates import busy_or_missing, inventory_findings
 from tasks.cluster.page import page
 from tasks.cluster.reaction import reaction_told
@@ -276,7 +277,8 @@ def gather(run: CheckRun, outcomes: dict[str, StageOutcome]) -> Evidence:
         for figure in record.figures
         if figure.name == "matrix_product_bfloat16_tflops_per_s" and figure.value
     ]
-    figures = training_figures(points, min(products, default=None))
+    num_ranks = run.check.pool.world_size if compares_ranks(run.check) else 0
+    figures = training_figures(points, min(products, default=None), num_ranks=num_ranks)
     evidence = Evidence(run.check, outcomes, records, unreadable, figures, variants=variants)
     query = (
         f"tags.role = 'run' and tags.fingerprint = '{fingerprint(evidence)}' and tags.cluster = '{run.check.cluster}' "

@@ -107,7 +107,11 @@ class Evidence:
                     Placed(stage="collectives", place=_place(figure.name, self, record), figure=figure)
                     for figure in record.figures
                 ]
-        return found + [Placed(stage="training", place="all", figure=figure) for figure in self.training]
+        places = self.places_of_ranks("training")
+        for figure in self.training:
+            place = "all" if figure.peer is None else places[int(figure.peer)]
+            found.append(Placed(stage="training", place=place, figure=figure.model_copy(update={"peer": None})))
+        return found
 
 
 def _place(name: str, evidence: Evidence, record: RankRecord) -> str:

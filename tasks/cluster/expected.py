@@ -28,6 +28,11 @@ def why_no_share(check: ClusterCheck) -> str | None:
     return None if "devices" in check.stages else "no product rate was measured: devices is not among the stages"
 
 
+def compares_ranks(check: ClusterCheck) -> bool:
+    """Whether ranks' own work in training is compared: GPUs time it themselves, processors are shared with others."""
+    return check.pool.gpus and check.pool.world_size > 1
+
+
 def _of_devices(evidence: Evidence, places: list[str]) -> Iterator[Expected]:
     names = ["memory_copy_gbytes_per_s", "memory_pattern_wrong_bytes", "matrix_product_float32_tflops_per_s"]
     if evidence.check.pool.gpus:
@@ -76,8 +81,11 @@ def _of_storage(evidence: Evidence, places: list[str]) -> Iterator[Expected]:
 def _of_training(evidence: Evidence, places: list[str]) -> Iterator[Expected]:
     names = ["training_tokens_per_s_per_gpu", "training_first_loss_difference", "training_loss_difference"]
     names += ["training_share_of_product_rate"] * (why_no_share(evidence.check) is None)
-    names += ["training_scaling_efficiency"] * (evidence.check.pool.world_size > 1)
-    return ((name, None, "all") for name in names)
+    pool = evidence.check.pool
+    names += ["training_scaling_efficiency"] * (pool.world_size > 1)
+    yield from ((name, None, "all") for name in names)
+    if compares_ranks(evidence.check):
+        yield from (("training_work_us_per_token", None, place) for place in places)
 
 
 def _nodes(places: list[str]) -> list[str]:

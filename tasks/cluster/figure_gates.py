@@ -264,6 +264,8 @@ def _action(name: str) -> str:
         return "see this rail's adapters, cables and switch on every node (ibstat, ibdiagnet); the pair matrix may tell which"
     if name.endswith("loss_difference"):
         return "look at the devices' gates: a difference between two equal runs is a corrupted product or collective"
+    if name == "training_work_us_per_token":
+        return "its own part of a step takes longer than the others': see its devices' gates, clocks, and what else runs there"
     if name.startswith("training"):
         return "read the gates before it: training is slow of what they measure, or of its own settings"
     return "read the pair matrix and NCCL's transport; check cables, adapters and NCCL_IB_HCA"

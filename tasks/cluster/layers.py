@@ -37,7 +37,9 @@ def is_number(value: float | None) -> bool:
 
 def better_of(name: str) -> Better:
     """Whether a figure should be high or low, by the unit in its name."""
-    lower = name.endswith(("_s", "_ms", "_celsius", "_share", "_bytes", "_per_processor", "lateness_s", "difference"))
+    lower = name.endswith(
+        ("_s", "_ms", "_celsius", "_share", "_bytes", "_per_processor", "lateness_s", "difference", "_us_per_token")
+    )
     is_rate = name.endswith(("_per_s", "_per_s_per_gpu", "_of_product_rate"))
     return "lower" if lower and not is_rate else "higher"
 

@@ -29,7 +29,8 @@ SOUND = {
     "memory_copy_gbytes_per_s": 2900.0, "host_to_device_gbytes_per_s": 55.0, "device_to_host_gbytes_per_s": 55.0, "step_s": 0.004,
     "memory_pattern_wrong_bytes": 0.0, "throttled_share": 0.0, "lateness_s": 0.00002, "training_tokens_per_s_per_gpu": 12000.0,
     "training_loss_difference": 0.0, "training_first_loss_difference": 0.0,
-    "training_scaling_efficiency": 0.97, "training_share_of_product_rate": 0.6, "endurance_product_tflops_per_s": 740.0,
+    "training_scaling_efficiency": 0.97,
+    "training_work_us_per_token": 70.0, "training_share_of_product_rate": 0.6, "endurance_product_tflops_per_s": 740.0,
     "endurance_slowdown_share": 0.01, "endurance_throttled_share": 0.0,
 }  # fmt: skip
 """By name; bandwidths between GPUs follow the reference, the rest is 1."""
@@ -149,7 +150,8 @@ class Cluster:
         for stage, name, size, place in expected_figures(self.evidence):
             figure = Figure(name=name, value=self._sound(references, name, size), size_bytes=size)
             if stage == "training":
-                self.training.append(figure)
+                numbers = {own: str(rank) for rank, own in self.evidence.places_of_ranks(stage).items()}
+                self.training.append(figure.model_copy(update={"peer": numbers.get(place)}))
                 continue
             ranks = [rank for rank, own in places[stage].items() if place in ("all", own, own.partition("/")[0])]
             add = lambda r, figure=figure: r.model_copy(update={"figures": (*r.figures, figure)})  # noqa: E731

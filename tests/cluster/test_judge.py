@@ -67,6 +67,19 @@ def test_a_size_that_was_not_measured_fails_by_itself():
     assert {f.size_bytes for f in failed} == {65536}
 
 
+def test_a_rank_that_takes_longer_for_its_own_part_of_training_is_named():
+    cluster = Cluster()
+    at = next(i for i, f in enumerate(cluster.training) if f.peer == "9")
+    cluster.training[at] = cluster.training[at].model_copy(update={"value": 80.0})
+    finding = cluster.bad()["training/training_work_us_per_token"]
+    assert (finding.status, finding.layer, finding.culprits) == (Status.FAIL, "fleet", ("node1/gpu1",))
+    cluster.training[at] = cluster.training[at].model_copy(update={"value": None})
+    assert cluster.bad()["training/training_work_us_per_token"].layer == "presence"
+    # Processors are shared with others, and one rank alone has nobody to be compared with.
+    for other in (Cluster(gpus=False), Cluster(1, 1)):
+        assert not [f for f in other.findings() if f.gate == "training_work_us_per_token"]
+
+
 def test_one_slow_gpu_among_sixteen_is_an_outlier_although_it_is_above_the_floor():
     cluster = Cluster()
     cluster.figure("devices", "matrix_product_bfloat16_tflops_per_s", 660.0, 9)

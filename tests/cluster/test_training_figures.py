@@ -46,6 +46,15 @@ def test_a_loss_that_is_none_or_a_run_that_is_shorter_is_no_equal_loss(second):
     assert figures["training_loss_difference"] != figures["training_loss_difference"]
 
 
+def test_what_each_rank_took_for_its_own_part_is_told_by_its_number():
+    name = "rank/{:03d}/work_us_per_token"
+    whole = [(step, metrics | {name.format(0): 70.0, name.format(1): 80.0}) for step, metrics in points(1, LOSSES)]
+    found = training_figures({"all": whole}, None, num_ranks=3)
+    own = {figure.peer: figure.value for figure in found if figure.name == "training_work_us_per_token"}
+    # Of the third nothing is known, which is missing and no zero.
+    assert own == {"0": 70.0, "1": 80.0, "2": None}
+
+
 def test_a_run_that_did_not_end_has_no_figure():
     figures = figures_of({"one": points(1, LOSSES)})
     assert set(figures) == {"training_one_tokens_per_s_per_gpu"}
