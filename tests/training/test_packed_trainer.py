@@ -19,7 +19,11 @@ from tasks.training.rows import load_rows
 from tests.conftest import REPOSITORY
 from tests.training.toy import SETTINGS, TOTAL_STEPS, arguments, make_model, make_rows, points
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    # PEFT asks for it by the old name.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
 
 
 def trainer(kind, folder, rows, tmp_path, **settings):
