@@ -26,7 +26,7 @@ from tasks.cluster.inventory_gates import busy_or_missing, inventory_findings
 from tasks.cluster.page import page
 from tasks.cluster.reaction import reaction_told
 from tasks.cluster.report import build_report, fingerprint, junit, markdown, metrics_of, prometheus, size_text
-from tasks.cluster.training_figures import Points, training_figures
+from tasks.cluster.training_figures import Points, training_figures, work_of_ranks
 from tasks.cluster.training_inputs import folders, inputs_exist, training_settings
 from tasks.cluster.variants import variants_of
 from tasks.contracts.attempt import read_points
@@ -277,9 +277,12 @@ def gather(run: CheckRun, outcomes: dict[str, StageOutcome]) -> Evidence:
         for figure in record.figures
         if figure.name == "matrix_product_bfloat16_tflops_per_s" and figure.value
     ]
-    num_ranks = run.check.pool.world_size if compares_ranks(run.check) else 0
-    figures = training_figures(points, min(products, default=None), num_ranks=num_ranks)
-    evidence = Evidence(run.check, outcomes, records, unreadable, figures, variants=variants)
+    figures = training_figures(points, min(products, default=None))
+    is_compared = compares_ranks(run.check) and "all" in points
+    of_ranks = work_of_ranks(points["all"], run.check.pool.world_size) if is_compared else ()
+    evidence = Evidence(
+        run.check, outcomes, records, unreadable, figures, variants=variants, training_of_ranks=of_ranks
+    )
     query = (
         f"tags.role = 'run' and tags.fingerprint = '{fingerprint(evidence)}' and tags.cluster = '{run.check.cluster}' "
         "and tags.injected = 'no' and tags.verdict != 'FAIL' and tags.verdict != 'ERROR' and tags.verdict != 'SKIP'"

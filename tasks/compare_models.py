@@ -13,12 +13,12 @@ from prefect.logging import get_run_logger
 
 from tasks.contracts.attempt import read_points
 from tasks.contracts.comparison import Comparison, ModelFigures
-from tasks.contracts.conversation import example_from_record
 from tasks.contracts.files import read_json
 from tasks.contracts.prediction import Prediction, prediction_from_record
 from tasks.contracts.suite import SuiteFigures
 from tasks.dataset.bfcl import PREFIX as BFCL
 from tasks.dataset.bfcl import read_bfcl
+from tasks.dataset.stored import read_examples
 from tasks.evaluation.bfcl import score_bfcl
 from tasks.evaluation.compare import compare
 from tasks.evaluation.measure import measure
@@ -39,7 +39,7 @@ def compare_models(
 ) -> Comparison:
     """Score, compare, report, register."""
     with child_run(run, STAGE) as child:
-        examples = [example_from_record(r) for r in pq.read_table(Path(dataset.path) / "test.parquet").to_pylist()]
+        examples = read_examples(Path(dataset.path) / "test.parquet")
         check_comparable(Path(original.path), Path(finetuned.path))
         points = read_points(run.folder.job("train_adapter"))
         measured = measure(run.folder, adapter.figures, points)

@@ -29,6 +29,7 @@ class Evidence:
         records: of each stage's ranks, in their order; those that left none are missing.
         unreadable: of each stage, ``(rank, why)`` of records that cannot be read.
         training: figures of the training program's runs.
+        training_of_ranks: a figure of each rank of the widest of them, by its number; none where ranks are not compared.
         history: see :data:`History`.
         notes: what is not known, and why.
         variants: records of the ranks of each variant of the collectives, by its name.
@@ -44,6 +45,7 @@ class Evidence:
     num_history: int = 0
     notes: Sequence[str] = ()
     own_versions: Mapping[str, str] = field(default_factory=dict)
+    training_of_ranks: Sequence[Figure] = ()
     variants: Mapping[str, Sequence[RankRecord]] = field(default_factory=dict)
 
     @cached_property
@@ -107,11 +109,12 @@ class Evidence:
                     Placed(stage="collectives", place=_place(figure.name, self, record), figure=figure)
                     for figure in record.figures
                 ]
+        found += [Placed(stage="training", place="all", figure=figure) for figure in self.training]
         places = self.places_of_ranks("training")
-        for figure in self.training:
-            place = "all" if figure.peer is None else places[int(figure.peer)]
-            found.append(Placed(stage="training", place=place, figure=figure.model_copy(update={"peer": None})))
-        return found
+        return found + [
+            Placed(stage="training", place=places[rank], figure=figure)
+            for rank, figure in enumerate(self.training_of_ranks)
+        ]
 
 
 def _place(name: str, evidence: Evidence, record: RankRecord) -> str:

@@ -11,13 +11,12 @@ LOSS, SPEED, WORK = "train/loss", "train/tokens_per_s_per_gpu", "train/useful_tf
 WORK_OF_RANK = "rank/{:03d}/work_us_per_token"
 
 
-def training_figures(runs: Mapping[str, Points], product_tflops: float | None, *, num_ranks: int = 0) -> list[Figure]:
+def training_figures(runs: Mapping[str, Points], product_tflops: float | None) -> list[Figure]:
     """Figures of the runs ``one``, ``node`` (where nodes have several ranks), ``all`` and ``repeat``.
 
     Args:
         runs: ``(step, metrics)`` of each; one that did not end has no entry.
         product_tflops: the slowest device's matrix product in the precision of training, TFLOP/s; None: not measured.
-        num_ranks: of ``all``, where what each took for its own part of a step is a figure; its number is the figure's peer.
     """
     speeds = {name: _settled(points, SPEED) for name, points in runs.items()}
     figures = [Figure(name="training_tokens_per_s_per_gpu", value=speeds["all"])] if "all" in speeds else []
@@ -32,9 +31,6 @@ def training_figures(runs: Mapping[str, Points], product_tflops: float | None, *
     work = _settled(runs.get("all", ()), WORK)
     if work is not None and product_tflops:
         figures.append(Figure(name="training_share_of_product_rate", value=work / product_tflops))
-    for rank in range(num_ranks if "all" in runs else 0):
-        own = _settled(runs["all"], WORK_OF_RANK.format(rank))
-        figures.append(Figure(name="training_work_us_per_token", value=own, peer=str(rank)))
     first, second = (_losses(runs.get(name, ())) for name in ("all", "repeat"))
     if first and second:
         same_steps = first.keys() == second.keys()
@@ -45,6 +41,12 @@ def training_figures(runs: Mapping[str, Points], product_tflops: float | None, *
         figures.append(Figure(name="training_loss_difference", value=apart))
         figures.append(Figure(name="training_final_loss", value=first[max(first)]))
     return figures
+
+
+def work_of_ranks(points: Points, num_ranks: int) -> list[Figure]:
+    """What each rank took for its own part of a step, by the ranks' numbers; None where it was not told."""
+    values = [_settled(points, WORK_OF_RANK.format(rank)) for rank in range(num_ranks)]
+    return [Figure(name="training_work_us_per_token", value=value) for value in values]
 
 
 def _settled(points: Points, name: str) -> float | None:

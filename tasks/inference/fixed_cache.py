@@ -103,6 +103,9 @@ class FixedCacheDecoder:
 
     Args:
         end: token that ends an answer; ``pad``: token for the places before a shorter prompt.
+
+    Attributes:
+        nats: of the last batch, how unlikely each given answer was; 0 where none was given.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class FixedCacheDecoder:
         self._model: Any = model
         self._end, self._pad = end, pad
         self.batch_size, self.max_prompt_tokens, self.max_new_tokens = batch_size, max_prompt_tokens, max_new_tokens
+        self.nats: list[float] = []
         self._graph: torch.cuda.CUDAGraph | None = None
         self._allocate()
 
@@ -197,7 +201,7 @@ class FixedCacheDecoder:
         self._num_new.zero_()
         self._answers.zero_()
         logits = []
-        self.nats: list[float] = []
+        self.nats = []
         with _attention(self._model, PACKED):
             for first, last in _chunks([prompt + given for prompt, given in zip(prompts, references, strict=True)]):
                 logits.append(self._read_chunk(prompts[first:last], references[first:last], first, width))

@@ -99,8 +99,7 @@ class RankClock:
 
     def end(self) -> None:
         """The last forward pass of the step is over (on a GPU: is queued)."""
-        if self._open:
-            self._open[-1].last = self._mark()
+        self._open[-1].last = self._mark()
 
     def report(self, signal: int) -> RankReport:
         """Of the last step that is over; a GPU that has not finished one yet is not waited for."""

@@ -70,7 +70,7 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
             reduced = max((size for size in range(1, reduced + 1) if share % size == 0), default=1)
         settings = settings.model_copy(update={"per_device_batch_size": reduced})
     if recompute and settings.gradient_checkpointing == "auto":
-        settings = settings.model_copy(update={"gradient_checkpointing": _as_setting(recompute)})
+        settings = settings.model_copy(update={"gradient_checkpointing": recompute})
     rows = load_rows(rows_file, settings)
     lengths = num_tokens(rows)
 
@@ -226,12 +226,7 @@ def _with_micro_batch(
         return [chosen.per_device_batch_size, int(chosen.gradient_checkpointing)]
 
     size, recompute = on_rank_0(ranks, look, num_values=2)
-    return settings.model_copy(update={"per_device_batch_size": size, "gradient_checkpointing": _as_setting(recompute)})
-
-
-def _as_setting(recompute: int) -> bool | int:
-    """One layer in so many is recomputed, 0: none, as ``gradient_checkpointing`` says it."""
-    return recompute if recompute > 1 else bool(recompute)
+    return settings.model_copy(update={"per_device_batch_size": size, "gradient_checkpointing": recompute})
 
 
 def _run(

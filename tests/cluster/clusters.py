@@ -55,6 +55,7 @@ class Cluster:
             for stage in self.check.stages if stage != "training"
         }  # fmt: skip
         self.training: list[Figure] = []
+        self.training_of_ranks: list[Figure] = []
         self.variants: dict[str, list[RankRecord]] = {}
         self.change("inventory", self._with_inventory)
         self.change("endurance", self._with_gpus_again)
@@ -102,6 +103,7 @@ class Cluster:
             history=self.history,
             own_versions=self.own_versions,
             variants=self.variants,
+            training_of_ranks=self.training_of_ranks,
         )
 
     def findings(self) -> list[Finding]:
@@ -150,8 +152,8 @@ class Cluster:
         for stage, name, size, place in expected_figures(self.evidence):
             figure = Figure(name=name, value=self._sound(references, name, size), size_bytes=size)
             if stage == "training":
-                numbers = {own: str(rank) for rank, own in self.evidence.places_of_ranks(stage).items()}
-                self.training.append(figure.model_copy(update={"peer": numbers.get(place)}))
+                # Of the ranks in their order.
+                (self.training if place == "all" else self.training_of_ranks).append(figure)
                 continue
             ranks = [rank for rank, own in places[stage].items() if place in ("all", own, own.partition("/")[0])]
             add = lambda r, figure=figure: r.model_copy(update={"figures": (*r.figures, figure)})  # noqa: E731

@@ -69,12 +69,13 @@ def test_a_size_that_was_not_measured_fails_by_itself():
 
 def test_a_rank_that_takes_longer_for_its_own_part_of_training_is_named():
     cluster = Cluster()
-    at = next(i for i, f in enumerate(cluster.training) if f.peer == "9")
-    cluster.training[at] = cluster.training[at].model_copy(update={"value": 80.0})
+    ninth = cluster.training_of_ranks[9]
+    cluster.training_of_ranks[9] = ninth.model_copy(update={"value": 80.0})
     finding = cluster.bad()["training/training_work_us_per_token"]
     assert (finding.status, finding.layer, finding.culprits) == (Status.FAIL, "fleet", ("node1/gpu1",))
-    cluster.training[at] = cluster.training[at].model_copy(update={"value": None})
-    assert cluster.bad()["training/training_work_us_per_token"].layer == "presence"
+    cluster.training_of_ranks[9] = ninth.model_copy(update={"value": None})
+    finding = cluster.bad()["training/training_work_us_per_token"]
+    assert (finding.layer, finding.culprits) == ("presence", ("node1/gpu1",))
     # Processors are shared with others, and one rank alone has nobody to be compared with.
     for other in (Cluster(gpus=False), Cluster(1, 1)):
         assert not [f for f in other.findings() if f.gate == "training_work_us_per_token"]

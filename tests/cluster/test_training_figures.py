@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.cluster.training_figures import training_figures
+from tasks.cluster.training_figures import training_figures, work_of_ranks
 from tasks.cluster.training_inputs import SHAPES, folders, training_settings
 from tasks.contracts.cluster_settings import ClusterCheck
 from tasks.training.plan import plan_training
@@ -49,10 +49,8 @@ def test_a_loss_that_is_none_or_a_run_that_is_shorter_is_no_equal_loss(second):
 def test_what_each_rank_took_for_its_own_part_is_told_by_its_number():
     name = "rank/{:03d}/work_us_per_token"
     whole = [(step, metrics | {name.format(0): 70.0, name.format(1): 80.0}) for step, metrics in points(1, LOSSES)]
-    found = training_figures({"all": whole}, None, num_ranks=3)
-    own = {figure.peer: figure.value for figure in found if figure.name == "training_work_us_per_token"}
     # Of the third nothing is known, which is missing and no zero.
-    assert own == {"0": 70.0, "1": 80.0, "2": None}
+    assert [figure.value for figure in work_of_ranks(whole, 3)] == [70.0, 80.0, None]
 
 
 def test_a_run_that_did_not_end_has_no_figure():
