@@ -46,14 +46,27 @@ def measure_storage(
             # Others use these filesystems as well, and one burst of theirs is no fault of a node.
             for what, values in zip(("write", "read"), zip(*rates, strict=True), strict=True):
                 meeting.recorder.figure(f"{name}_{what}_gbytes_per_s", statistics.median(values))
-        meeting.begin(f"{name} storage: small files")
-        try:
-            if is_first and folder.exists():
-                _small(meeting, settings, name, folder)
-        except OSError as error:
-            _refused(meeting, name, root, error)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        created: list[float] = []
+        opened: list[float] = []
+        of_files: list[float] = []
+        is_sound = is_first and folder.exists()
+        for number in range(1, settings.num_repeats + 1):
+            meeting.begin(f"{name} storage: small files, {number} of {settings.num_repeats}")
+            try:
+                if is_sound:
+                    times = _small(settings, folder)
+                    of_files.append(settings.num_small_files / (sum(times[0]) + sum(times[1])))
+                    created += times[0]
+                    opened += times[1]
+            except OSError as error:
+                _refused(meeting, name, root, error)
+                is_sound = False
+        shutil.rmtree(folder, ignore_errors=True)
+        if of_files:
+            meeting.recorder.distribution(f"{name}_small_file_create_ms", [1e3 * value for value in created])
+            meeting.recorder.distribution(f"{name}_small_file_read_ms", [1e3 * value for value in opened])
+            # A quick filesystem is done with them in a moment, of which one stall is the most.
+            meeting.recorder.figure(f"{name}_small_files_per_s", statistics.median(of_files))
     meeting.begin("the shared folder is one")
     _is_one(meeting, shared)
 
@@ -109,11 +122,12 @@ def _large(settings: StorageProbeSettings, folder: Path) -> tuple[float, float]:
     return total / writing_s / 1e9, total / reading_s / 1e9
 
 
-def _small(meeting: Meeting, settings: StorageProbeSettings, name: str, folder: Path) -> None:
-    """Latency of creating, writing through and opening again a file of 4 KiB."""
+def _small(settings: StorageProbeSettings, folder: Path) -> tuple[list[float], list[float]]:
+    """Seconds for creating and writing through, and for opening again, each of the files of 4 KiB."""
     data, created, opened = os.urandom(SMALL_BYTES), [], []
     for number in range(settings.num_small_files):
         path = folder / f"small-{number}"
+        path.unlink(missing_ok=True)
         began = time.perf_counter()
         with path.open("wb", buffering=0) as file:
             file.write(data)
@@ -122,9 +136,7 @@ def _small(meeting: Meeting, settings: StorageProbeSettings, name: str, folder: 
         began = time.perf_counter()
         path.read_bytes()
         opened.append(time.perf_counter() - began)
-    meeting.recorder.distribution(f"{name}_small_file_create_ms", [1e3 * value for value in created])
-    meeting.recorder.distribution(f"{name}_small_file_read_ms", [1e3 * value for value in opened])
-    meeting.recorder.figure(f"{name}_small_files_per_s", len(created) / (sum(created) + sum(opened)))
+    return created, opened
 
 
 def _is_one(meeting: Meeting, shared: Path) -> None:

@@ -25,6 +25,11 @@ NETWORK = re.compile(r"NCCL INFO Using network (\S+)")
 ADAPTER = re.compile(r"\[\d+\](\w+):\d+/(?:IB|RoCE)")
 CHANNEL = re.compile(r"NCCL INFO Channel \S+ ?: (\d+)\[\w+\] -> (\d+)\[\w+\].*? via (\S+)")
 
+ACTION = (
+    "check that the RDMA devices reach the job (ibstat in it), NCCL_IB_HCA, and pool.network; "
+    "where there is Ethernet alone between nodes say so: cluster_fabric=ethernet"
+)
+
 
 def listen(folder: Path) -> None:
     """Let NCCL write its log into files of the attempt's folder, one a rank; before the first communicator."""
@@ -33,6 +38,8 @@ def listen(folder: Path) -> None:
         "NCCL_DEBUG_SUBSYS": "INIT,NET,GRAPH,ENV",
         # By the rank and not by the process's number, which in pods is the same on every node.
         "NCCL_DEBUG_FILE": str(_log(folder)),
+        # Pairs talk one after the other by design; torch warns of that at every message otherwise.
+        "TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING": "false",
     }
 
 
@@ -130,7 +137,7 @@ def transport_findings(evidence: Evidence) -> list[Finding]:
         Finding(
             stage="collectives", gate="transport", status=Status.FAIL if bad else Status.PASS, layer="limit", culprits=tuple(bad),
             detail="; ".join(f"{node}: {what}" for node, what in bad.items()) or f"{most} adapters on every node",
-            action="check that the RDMA devices reach the job (ibstat in it), NCCL_IB_HCA, and pool.network" if bad else "",
+            action=ACTION if bad else "",
         )
     ]  # fmt: skip
 

@@ -82,7 +82,7 @@ class StorageProbeSettings(Settings):
     file_mbytes: int = Field(default=2048, ge=1)
     """File that each node writes and reads, as large as a checkpoint (1 MB = 10^6 bytes)."""
     num_repeats: int = Field(default=3, ge=1)
-    """How often it does so, all nodes beginning together each time; the median counts."""
+    """How often it does so, and the same with small files, all nodes beginning together each time; the median counts."""
     num_small_files: int = Field(default=200, ge=1)
     """Files of 4 KiB that each node creates, syncs and opens again."""
 

@@ -17,6 +17,8 @@ from tasks.pool.torchrun_files import FAILURES, HOST
 
 CANCELLED = {"state": JobState.CANCELLED.value, "reason": "cancelled", "kind": FailureKind.USER.value}
 """The outcome of a job that somebody ended on purpose."""
+WAITS = "waits"
+"""File of a local job's attempt: another job had what it needs when its turn would have been."""
 INPUTS = ("dataset", "adapter", "output")
 """The arguments that are what other stages made, and where this one's result lies. Settings are bound to a run before."""
 NUM_LAST_LINES = 15

@@ -24,6 +24,7 @@ from tasks.contracts.job import FailureKind, JobError, JobHandle, JobSpec, JobSt
 from tasks.hardware.gpus import visible_gpus
 from tasks.pool.attempts import (
     CANCELLED,
+    WAITS,
     adopted,
     begin_attempt,
     follow,
@@ -105,7 +106,8 @@ class LocalPool:
         return JobState.RUNNING if (attempt / "started.json").exists() else JobState.QUEUED
 
     def explain(self, job: JobHandle) -> str | None:
-        if self.state(job) is not JobState.QUEUED:
+        # Until it has looked for its turn it waits for nobody: it starts.
+        if self.state(job) is not JobState.QUEUED or not (Path(job) / WAITS).exists():
             return None
         return "other jobs have the GPUs" if read_spec(Path(job)).gpus else "another job has this machine"
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tasks.contracts.files import write_json
 from tasks.contracts.job import LEFT_EXIT_CODE, FailureKind, JobSpec, JobState
 from tasks.hardware.gpus import visible_gpus
 from tasks.hardware.host import LOOPBACK, end_with_parent, free_port
-from tasks.pool.attempts import CANCELLED, log_paths, read_spec
+from tasks.pool.attempts import CANCELLED, WAITS, log_paths, read_spec
 from tasks.pool.launch import Rendezvous, agent_command
 from tasks.pool.torchrun_files import FAILURES
 from tasks.pool.turns import turn_at_gpus, turn_at_processors
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, _stop)
     agents: list[subprocess.Popen[bytes]] = []
     try:
-        with _turn(job, lock_folder, share_gpus=share_gpus) as gpus:
+        with _turn(job, lock_folder, (folder / WAITS).touch, share_gpus=share_gpus) as gpus:
             try:
                 write_json(folder / "started.json", {"time": time.time(), "gpus": gpus})
                 _start(job, folder, gpus, agents)
@@ -58,16 +58,16 @@ def main(argv: list[str]) -> None:
 
 
 @contextmanager
-def _turn(job: JobSpec, lock_folder: Path, *, share_gpus: bool) -> Iterator[list[str]]:
+def _turn(job: JobSpec, lock_folder: Path, on_wait: Callable[[], object], *, share_gpus: bool) -> Iterator[list[str]]:
     """This job's turn, with the GPUs that are its own; none for a job on the processors."""
     num_gpus = job.num_nodes * job.processes_per_node
     if not job.gpus:
-        with turn_at_processors(lock_folder):
+        with turn_at_processors(lock_folder, on_wait):
             yield []
     elif share_gpus:
         yield visible_gpus()[:num_gpus]
     else:
-        with turn_at_gpus(visible_gpus(), num_gpus) as gpus:
+        with turn_at_gpus(visible_gpus(), num_gpus, on_wait) as gpus:
             yield gpus
 
 

@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -12,14 +12,18 @@ LOOK_S = 0.2
 
 
 @contextmanager
-def turn_at_processors(folder: Path) -> Iterator[None]:
-    """Wait for, and hold, the processors; jobs with the same folder take turns."""
-    with only_one(folder / "local.lock"):
+def turn_at_processors(folder: Path, on_wait: Callable[[], object]) -> Iterator[None]:
+    """Wait for, and hold, the processors; jobs with the same folder take turns.
+
+    Args:
+        on_wait: called once if another job has them.
+    """
+    with only_one(folder / "local.lock", on_wait):
         yield
 
 
 @contextmanager
-def turn_at_gpus(gpus: Sequence[str], wanted: int) -> Iterator[list[str]]:
+def turn_at_gpus(gpus: Sequence[str], wanted: int, on_wait: Callable[[], object]) -> Iterator[list[str]]:
     """Wait for, and hold, ``wanted`` of the GPUs with these UUIDs, the first that are free.
 
     A GPU is held by a name in the kernel's abstract socket namespace: it is the whole machine's (of one network namespace:
@@ -27,28 +31,36 @@ def turn_at_gpus(gpus: Sequence[str], wanted: int) -> Iterator[list[str]]:
     its process has ended. One job at a time gathers, so that no two wait for each other's half and a wide job is not
     passed by narrow ones for ever.
 
+    Args:
+        on_wait: called once if other jobs have too many of them.
+
     Raises:
         ValueError: there are fewer than that.
     """
     if wanted > len(gpus):
         raise ValueError(f"{wanted} GPUs are wanted and there are {len(gpus)}")
+    has_waited = False
+
+    def wait() -> None:
+        nonlocal has_waited
+        if not has_waited:
+            has_waited = True
+            on_wait()
+        time.sleep(LOOK_S)
+
     with ExitStack() as held:
         mine: list[str] = []
-        with _wait_for("gathering"):
+        while (gathering := _take("gathering")) is None:
+            wait()
+        with gathering:
             while len(mine) < wanted:
                 for gpu in gpus:
                     if len(mine) < wanted and gpu not in mine and (name := _take(gpu)) is not None:
                         held.enter_context(name)
                         mine.append(gpu)
                 if len(mine) < wanted:
-                    time.sleep(LOOK_S)
+                    wait()
         yield sorted(mine, key=list(gpus).index)
-
-
-def _wait_for(what: str) -> socket.socket:
-    while (name := _take(what)) is None:
-        time.sleep(LOOK_S)
-    return name
 
 
 def _take(what: str) -> socket.socket | None:

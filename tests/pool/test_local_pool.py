@@ -150,8 +150,13 @@ def test_jobs_take_turns_at_the_machine(pool, tmp_path):
     wait_for(pool, first, "sees the sum")
     second = pool.submit(job(tmp_path, name="second", hang=True))
     assert pool.state(second) is JobState.QUEUED
+    # As long as it has not looked it waits for nobody.
+    while (reason := pool.explain(second)) is None:
+        time.sleep(0.1)
+    assert reason == "another job has this machine"
     # A job that waits can be cancelled as well.
     pool.cancel(second)
+    assert pool.explain(second) is None
     assert pool.state(second) is JobState.CANCELLED
     pool.cancel(first)
 

@@ -13,7 +13,7 @@ FORK = multiprocessing.get_context("spawn")
 
 
 def hold(gpus, wanted, queue, seconds):
-    with turn_at_gpus(gpus, wanted) as mine:
+    with turn_at_gpus(gpus, wanted, lambda: None) as mine:
         queue.put(("took", mine, time.monotonic()))
         time.sleep(seconds)
         queue.put(("gave", mine, time.monotonic()))
@@ -48,15 +48,24 @@ def test_a_killed_job_gives_its_gpus_back(gpus):
     job = FORK.Process(target=hold, args=(gpus, 4, queue, 600))
     job.start()
     assert queue.get(timeout=60)[0] == "took"
-    job.kill()
+    told: list[str] = []
+
+    def end_it() -> None:
+        told.append("waits")
+        job.kill()
+
+    with turn_at_gpus(gpus, 4, end_it) as mine:
+        assert mine == gpus
     job.join()
     assert job.exitcode == -signal.SIGKILL
-    with turn_at_gpus(gpus, 4) as mine:
+    # Once, however often it looked; and who need not wait is not told to.
+    assert told == ["waits"]
+    with turn_at_gpus(gpus, 4, lambda: pytest.fail("nobody has them")) as mine:
         assert mine == gpus
 
 
 def test_more_than_there_are_is_said_and_not_waited_for(gpus):
-    with pytest.raises(ValueError, match="5 GPUs are wanted and there are 4"), turn_at_gpus(gpus, 5):
+    with pytest.raises(ValueError, match="5 GPUs are wanted and there are 4"), turn_at_gpus(gpus, 5, lambda: None):
         pass
 
 
