@@ -20,6 +20,9 @@ def pytest_configure() -> None:
     # this file is only imported, as the benchmarks do.
     if os.environ.get("PROVING_GROUND_TEST_GPU") != "1":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # Beside another process of tests, threads of both would wait for each other's processors without letting go of them.
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
