@@ -21,10 +21,12 @@ def measure(attempt: Attempt) -> Mapping[str, Any] | None:
     from tasks.cluster.faults import Faults
     from tasks.cluster.inventory import take_inventory
     from tasks.cluster.meeting import Meeting
+    from tasks.cluster.port_errors import AFTER, BEFORE
     from tasks.cluster.storage import measure_storage
     from tasks.cluster.training_inputs import make_inputs
     from tasks.cluster.transport import listen, own_log, read_transport
     from tasks.contracts.cluster_settings import ClusterCheck
+    from tasks.hardware.infiniband import ADAPTERS, ports
 
     arguments = attempt.arguments
     variant = arguments.get("variant")
@@ -51,7 +53,11 @@ def measure(attempt: Attempt) -> Mapping[str, Any] | None:
                 meeting, check.collectives, faults, variant["prefix"], variant["operations"], variant["sizes_bytes"]
             )
         else:
+            # Of each node once, and in this job: another job's nodes may be others.
+            look = meeting.recorder.fact if meeting.process == 0 else lambda name, value: None
+            look(BEFORE, ports(ADAPTERS))
             measure_collectives(meeting, check.collectives, faults)
+            look(AFTER, ports(ADAPTERS))
         if meeting.is_gpu:
             meeting.recorder.fact("transport", read_transport(own_log(attempt.folder)).facts())
     elif stage == "endurance":

@@ -12,7 +12,7 @@ import torch
 
 from tasks.cluster.faults import Faults
 from tasks.cluster.meeting import Meeting
-from tasks.hardware.infiniband import ports
+from tasks.hardware.infiniband import ADAPTERS, ports
 from tasks.hardware.kernel_log import xids
 from tasks.hardware.nvml import describe_gpus
 
@@ -47,7 +47,7 @@ def take_inventory(meeting: Meeting, faults: Faults) -> None:
         recorder.fact("gpus", gpus)
         if error:
             recorder.fact("nvml_error", error)
-        recorder.fact("infiniband", ports(Path("/sys/class/infiniband")))
+        recorder.fact("infiniband", ports(ADAPTERS))
         recorder.fact("xids", xids())
     meeting.begin("clocks")
     _clock(meeting)

@@ -9,6 +9,7 @@ from tasks.cluster.expected import expected_figures, why_no_share
 from tasks.cluster.figure_gates import FABRIC, LATE, LIMITS_OF_REFERENCE, References, figure_findings
 from tasks.cluster.inventory_gates import dicts_of, inventory_findings, minority
 from tasks.cluster.pairs import localise, node_of, slow_routes
+from tasks.cluster.port_errors import port_findings
 from tasks.cluster.transport import transport_findings
 from tasks.cluster.variants import expected_of_variants, variant_findings
 from tasks.contracts.cluster_report import Finding, Layer, Status, Suspect
@@ -61,6 +62,7 @@ def judge(evidence: Evidence) -> list[Finding]:
         *_problem_findings(evidence),
         *_equal_steps(evidence),
         *transport_findings(evidence),
+        *port_findings(evidence),
         *variant_findings(evidence),
         *endurance_findings(evidence),
         *pairs,

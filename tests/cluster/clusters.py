@@ -7,9 +7,11 @@ from tasks.cluster.evidence import Evidence
 from tasks.cluster.expected import expected_figures
 from tasks.cluster.figure_gates import References
 from tasks.cluster.judge import judge, references_of
+from tasks.cluster.port_errors import AFTER, BEFORE
 from tasks.cluster.variants import Variant, variants_of
 from tasks.contracts.cluster_report import Figure, Finding, RankRecord, StageOutcome, Status, VariantOutcome
 from tasks.contracts.cluster_settings import STAGES, ClusterCheck
+from tasks.hardware.infiniband import BROKEN, NOISY
 from tasks.hardware.reference import fabric_of
 
 GPU = {
@@ -18,7 +20,8 @@ GPU = {
     "remapped_corrected": 0, "remap_pending": False, "remap_failed": False, "pcie_generation": 5, "max_pcie_generation": 5,
     "pcie_width": 16, "max_pcie_width": 16, "nvlinks_up": 18, "nvlinks": 18, "busy_processes": [],
 }  # fmt: skip
-PORT = {"device": "mlx5_0", "port": "1", "link_layer": "InfiniBand", "state": "ACTIVE", "rate_gbits_per_s": 400.0}
+PORT = {"device": "mlx5_0", "port": "1", "link_layer": "InfiniBand", "state": "ACTIVE", "rate_gbits_per_s": 400.0,
+        **dict.fromkeys(BROKEN + NOISY, 0)}  # fmt: skip
 FACTS = {
     "python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0", "trl": "1.16.0", "peft": "0.21.2", "datasets": "5.2.0",
     "accelerate": "1.15.0", "cuda": "13.0", "nccl": "2.28.3", "kernel": "6.8.0", "num_processors": 128, "num_threads": 16,
@@ -66,6 +69,7 @@ class Cluster:
             "channels": {"NET/IB": 16, "P2P": 32},
         }
         self.change("collectives", lambda r: r.model_copy(update={"facts": {"transport": transport}}))
+        self.change("collectives", self._with_ports)
         self._fill()
         self._fill_variants()
 
@@ -139,6 +143,11 @@ class Cluster:
             facts["infiniband"] = [PORT | {"device": f"mlx5_{i}"} for i in range(8)]
             facts["xids"] = []
         return record.model_copy(update={"facts": facts, "figures": (Figure(name="clock_ahead_s", value=0.0),)})
+
+    def _with_ports(self, record: RankRecord) -> RankRecord:
+        ports = self.records["inventory"][record.rank].facts.get("infiniband")
+        again = dict.fromkeys((BEFORE, AFTER), ports) if record.process == 0 else {}
+        return record.model_copy(update={"facts": record.facts | again})
 
     def _with_gpus_again(self, record: RankRecord) -> RankRecord:
         before = self.records["inventory"][record.rank].facts

@@ -70,6 +70,9 @@ def test_ports_are_read_and_what_cannot_be_is_none(tmp_path):
     for name, text in {"link_layer": "InfiniBand", "state": "4: ACTIVE", "rate": "400 Gb/sec (4X NDR)"}.items():
         (port / name).write_text(text + "\n")
     (port / "counters" / "link_downed").write_text("0\n")
+    (port / "counters" / "symbol_error").write_text("many\n")
+    (port / "hw_counters").mkdir()
+    (port / "hw_counters" / "packet_seq_err").write_text("12\n")
     (tmp_path / "mlx5_1" / "ports" / "1").mkdir(parents=True)
     (tmp_path / "mlx5_1" / "ports" / "1" / "rate").write_text("schnell\n")
     first, second = ports(tmp_path)
@@ -79,6 +82,7 @@ def test_ports_are_read_and_what_cannot_be_is_none(tmp_path):
         400.0,
         0,
     )
+    assert (first["packet_seq_err"], first["symbol_error"], first["link_error_recovery"]) == (12, None, None)
     assert (second["state"], second["rate_gbits_per_s"], second["link_layer"]) == (None, None, None)
     assert ports(tmp_path / "absent") == []
 
