@@ -6,6 +6,7 @@ The spec's arguments: ``stage``, ``check`` (settings), ``shared`` and ``scratch`
 
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def measure(attempt: Attempt) -> Mapping[str, Any] | None:
     from tasks.cluster.faults import Faults
     from tasks.cluster.inventory import take_inventory
     from tasks.cluster.meeting import Meeting
-    from tasks.cluster.port_errors import AFTER, BEFORE
+    from tasks.cluster.port_errors import AFTER, BEFORE, WATCHED
     from tasks.cluster.storage import measure_storage
     from tasks.cluster.training_inputs import make_inputs
     from tasks.cluster.transport import listen, own_log, read_transport
@@ -56,7 +57,9 @@ def measure(attempt: Attempt) -> Mapping[str, Any] | None:
             # Of each node once, and in this job: another job's nodes may be others.
             look = meeting.recorder.fact if meeting.process == 0 else lambda name, value: None
             look(BEFORE, ports(ADAPTERS))
+            began = time.monotonic()
             measure_collectives(meeting, check.collectives, faults)
+            look(WATCHED, time.monotonic() - began)
             look(AFTER, ports(ADAPTERS))
         if meeting.is_gpu:
             meeting.recorder.fact("transport", read_transport(own_log(attempt.folder)).facts())

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from tasks.contracts.comparison import Fault
 from tasks.contracts.conversation import Call, Tool
@@ -117,6 +116,9 @@ def _assign(wanted: Sequence[ExpectedCall], offered: Sequence[Call], rules: Rule
         return {}
     if len(wanted) == len(offered) == 1:
         return {0: 0}
+    # Where runs are only deployed and watched there is no scipy.
+    from scipy.optimize import linear_sum_assignment
+
     right = np.array([[_num_right(e, call, rules) for call in offered] for e in wanted], dtype=float)
     is_right = np.array([[not _differences(e, call, rules) for call in offered] for e in wanted])
     # One right call outweighs all arguments together.

@@ -7,14 +7,14 @@ form a cluster. Tests and intervals then go by clusters; where every cluster is 
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import binom, norm
 
 from tasks.contracts.comparison import PairedDifference, Share
 
 CONFIDENCE = 0.95
-Z = float(norm.ppf(0.5 + CONFIDENCE / 2))
+Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
 NUM_RESAMPLES = 10_000
 POWER = 0.8
 """Chance of seeing a difference that is there, of which :func:`requests_needed` speaks."""
@@ -83,6 +83,9 @@ def sign_flip_p_value(sums: Sequence[int]) -> float:
     The whole distribution is built up, one size of clusters after the other. Where every sum is -1, 0 or 1 this is the exact
     McNemar test, 2 x Binomial(min(b, c); b + c, 1/2) (McNemar 1947, doi:10.1007/BF02295996).
     """
+    # Where runs are only deployed and watched there is no scipy, which is an eighth of such an image.
+    from scipy.stats import binom
+
     probability = np.ones(1)
     for size, count in Counter(abs(s) for s in sums if s).items():
         # Of count sums of one size, k keep a plus: they add up to size * (2k - count).
@@ -147,6 +150,6 @@ def requests_needed(difference: float, discordant: float, alpha: float = 1 - CON
             f"a difference of {difference:g} with {discordant:g} discordant requests is impossible; "
             "use 0 < difference <= discordant <= 1"
         )
-    z_alpha, z_power = float(norm.ppf(1 - alpha / 2)), float(norm.ppf(power))
+    z_alpha, z_power = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
     spread = math.sqrt(discordant - difference**2)
     return math.ceil(((z_alpha * math.sqrt(discordant) + z_power * spread) / difference) ** 2)

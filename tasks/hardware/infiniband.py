@@ -4,10 +4,26 @@ from pathlib import Path
 from typing import Any
 
 ADAPTERS = Path("/sys/class/infiniband")
-BROKEN = ("link_downed", "link_error_recovery", "local_link_integrity_errors", "excessive_buffer_overrun_errors")
-"""Counters of a link that failed or had to be trained anew (Linux, Documentation/ABI/stable/sysfs-class-infiniband)."""
-NOISY = ("symbol_error", "port_rcv_errors", "packet_seq_err", "local_ack_timeout_err")
-"""Counters of what got lost and came again: it costs bandwidth. The last two are mlx5's own, of RDMA connections."""
+BROKEN = ("link_downed", "link_error_recovery", "local_link_integrity_errors")
+"""Counters of a link that went down, had to be trained anew, or had more physical errors than its port allows."""
+NOISY = (
+    "symbol_error",
+    "port_rcv_errors",
+    "excessive_buffer_overrun_errors",
+    "packet_seq_err",
+    "local_ack_timeout_err",
+)
+"""Counters of single errors; the last two are mlx5's own, of RDMA connections. All but those as in Linux'
+Documentation/ABI/stable/sysfs-class-infiniband."""
+HIGHEST = {
+    "link_downed": 255,
+    "link_error_recovery": 255,
+    "local_link_integrity_errors": 15,
+    "excessive_buffer_overrun_errors": 15,
+    "symbol_error": 65_535,
+    "port_rcv_errors": 65_535,
+}
+"""Where counters stop and stay until they are set back (their widths: drivers/infiniband/core/sysfs.c)."""
 
 
 def ports(root: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, _stop)
     agents: list[subprocess.Popen[bytes]] = []
     try:
-        with _turn(job, lock_folder, (folder / WAITS).touch, share_gpus=share_gpus) as gpus:
+        with _turn(job, lock_folder, lambda: _tell_of_waiting(folder), share_gpus=share_gpus) as gpus:
             try:
                 write_json(folder / "started.json", {"time": time.time(), "gpus": gpus})
                 _start(job, folder, gpus, agents)
@@ -69,6 +69,12 @@ def _turn(job: JobSpec, lock_folder: Path, on_wait: Callable[[], object], *, sha
     else:
         with turn_at_gpus(visible_gpus(), num_gpus, on_wait) as gpus:
             yield gpus
+
+
+def _tell_of_waiting(folder: Path) -> None:
+    # A full disk costs the reason, and not the job that only waits.
+    with suppress(OSError):
+        (folder / WAITS).touch()
 
 
 def _stop(signum: int, frame: Any) -> None:

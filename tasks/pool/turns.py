@@ -32,19 +32,20 @@ def turn_at_gpus(gpus: Sequence[str], wanted: int, on_wait: Callable[[], object]
     passed by narrow ones for ever.
 
     Args:
-        on_wait: called once if other jobs have too many of them.
+        on_wait: called once if other jobs have too many of them, and still have them at a second look.
 
     Raises:
         ValueError: there are fewer than that.
     """
     if wanted > len(gpus):
         raise ValueError(f"{wanted} GPUs are wanted and there are {len(gpus)}")
-    has_waited = False
+    looks = 0
 
     def wait() -> None:
-        nonlocal has_waited
-        if not has_waited:
-            has_waited = True
+        nonlocal looks
+        looks += 1
+        # At the first look another job may have been gathering and no more.
+        if looks == 2:
             on_wait()
         time.sleep(LOOK_S)
 

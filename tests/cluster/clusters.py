@@ -7,7 +7,7 @@ from tasks.cluster.evidence import Evidence
 from tasks.cluster.expected import expected_figures
 from tasks.cluster.figure_gates import References
 from tasks.cluster.judge import judge, references_of
-from tasks.cluster.port_errors import AFTER, BEFORE
+from tasks.cluster.port_errors import AFTER, BEFORE, WATCHED
 from tasks.cluster.variants import Variant, variants_of
 from tasks.contracts.cluster_report import Figure, Finding, RankRecord, StageOutcome, Status, VariantOutcome
 from tasks.contracts.cluster_settings import STAGES, ClusterCheck
@@ -146,7 +146,7 @@ class Cluster:
 
     def _with_ports(self, record: RankRecord) -> RankRecord:
         ports = self.records["inventory"][record.rank].facts.get("infiniband")
-        again = dict.fromkeys((BEFORE, AFTER), ports) if record.process == 0 else {}
+        again = {BEFORE: ports, AFTER: ports, WATCHED: 60.0} if record.process == 0 else {}
         return record.model_copy(update={"facts": record.facts | again})
 
     def _with_gpus_again(self, record: RankRecord) -> RankRecord:

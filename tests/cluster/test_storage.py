@@ -27,7 +27,7 @@ class Recorder:
         self.problems.append((gate, error))
 
 
-def measure(tmp_path, process=0, faults=NO_FAULTS):
+def measure(tmp_path, process=0, faults=NO_FAULTS, makes_folders=True):
     begun = []
     meeting = SimpleNamespace(
         process=process,
@@ -38,7 +38,7 @@ def measure(tmp_path, process=0, faults=NO_FAULTS):
         begin=begun.append,
         gather=lambda word: [word],
     )
-    for name in ("shared", "scratch"):
+    for name in ("shared", "scratch") if makes_folders else ():
         (tmp_path / name).mkdir(exist_ok=True)
     storage.measure_storage(meeting, SETTINGS, tmp_path / "shared", tmp_path / "scratch", faults)
     return meeting.recorder, begun
@@ -68,6 +68,45 @@ def test_nor_does_a_stall_in_one_of_three_rounds_of_small_files(tmp_path, monkey
     recorder, _ = measure(tmp_path)
     assert recorder.figures["shared_small_files_per_s"] == pytest.approx(2 / 0.4)
     assert recorder.figures["shared_small_file_create_ms"] == 6
+
+
+@pytest.mark.parametrize("bad", [1, 2])
+def test_small_files_that_are_refused_are_told_once_and_the_other_nodes_are_not_kept_waiting(
+    tmp_path, monkeypatch, bad
+):
+    _, expected = measure(tmp_path)
+    write, times = storage._small, []
+
+    def refused(settings, folder):
+        times.append(folder)
+        if len(times) == bad:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        return write(settings, folder)
+
+    monkeypatch.setattr(storage, "_small", refused)
+    recorder, begun = measure(tmp_path)
+    assert recorder.problems == [("shared_has_space", f"{tmp_path / 'shared'}: Disk quota exceeded")]
+    assert begun == expected
+    assert len(times) == bad + SETTINGS.num_repeats
+    assert ("shared_small_files_per_s" in recorder.figures) == (bad > 1)
+    assert recorder.figures["scratch_small_files_per_s"] > 0
+
+
+def test_a_folder_that_cannot_be_looked_into_is_told_and_ends_no_rank(tmp_path, monkeypatch):
+    _, expected = measure(tmp_path)
+
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(storage.Path, "mkdir", refuse)
+    monkeypatch.setattr(storage.Path, "exists", refuse)
+    (tmp_path / "shared").rmdir()
+    (tmp_path / "scratch").rmdir()
+    monkeypatch.setattr(storage, "_sweep", lambda root, own: None)
+    monkeypatch.setattr(storage, "_is_one", lambda meeting, shared: meeting.begin("reading what the first rank wrote"))
+    recorder, begun = measure(tmp_path, makes_folders=False)
+    assert [gate for gate, _ in recorder.problems] == ["shared_writable", "scratch_writable"]
+    assert begun == expected[: len(begun)]
 
 
 @pytest.mark.parametrize("bad", [1, 2])

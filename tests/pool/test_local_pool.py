@@ -11,6 +11,7 @@ import pytest
 
 from tasks.contracts.files import read_json
 from tasks.contracts.job import JobFailed, JobSpec, JobState
+from tasks.pool.attempts import WAITS
 from tasks.pool.local import LocalPool
 from tasks.pool.supervise import Watch, supervise
 from tests.conftest import REPOSITORY
@@ -150,10 +151,14 @@ def test_jobs_take_turns_at_the_machine(pool, tmp_path):
     wait_for(pool, first, "sees the sum")
     second = pool.submit(job(tmp_path, name="second", hang=True))
     assert pool.state(second) is JobState.QUEUED
-    # As long as it has not looked it waits for nobody.
-    while (reason := pool.explain(second)) is None:
+    deadline = time.monotonic() + 60
+    while (reason := pool.explain(second)) is None and time.monotonic() < deadline:
         time.sleep(0.1)
     assert reason == "another job has this machine"
+    # Until it has looked it waits for nobody.
+    (Path(second) / WAITS).unlink()
+    assert pool.state(second) is JobState.QUEUED
+    assert pool.explain(second) is None
     # A job that waits can be cancelled as well.
     pool.cancel(second)
     assert pool.explain(second) is None

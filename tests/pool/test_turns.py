@@ -2,12 +2,13 @@
 
 import multiprocessing
 import signal
+import threading
 import time
 
 import pytest
 
 from tasks.hardware.gpus import narrowed
-from tasks.pool.turns import turn_at_gpus
+from tasks.pool.turns import LOOK_S, _take, turn_at_gpus
 
 FORK = multiprocessing.get_context("spawn")
 
@@ -48,19 +49,29 @@ def test_a_killed_job_gives_its_gpus_back(gpus):
     job = FORK.Process(target=hold, args=(gpus, 4, queue, 600))
     job.start()
     assert queue.get(timeout=60)[0] == "took"
-    told: list[str] = []
+    told: list[float] = []
 
     def end_it() -> None:
-        told.append("waits")
-        job.kill()
+        told.append(time.monotonic())
+        threading.Timer(5 * LOOK_S, job.kill).start()
 
     with turn_at_gpus(gpus, 4, end_it) as mine:
         assert mine == gpus
+        took = time.monotonic()
     job.join()
     assert job.exitcode == -signal.SIGKILL
     # Once, however often it looked; and who need not wait is not told to.
-    assert told == ["waits"]
+    assert len(told) == 1
+    assert took - told[0] > 4 * LOOK_S
     with turn_at_gpus(gpus, 4, lambda: pytest.fail("nobody has them")) as mine:
+        assert mine == gpus
+
+
+def test_another_job_that_only_gathers_has_no_gpu(gpus):
+    gathers = _take("gathering")
+    assert gathers is not None
+    threading.Timer(LOOK_S / 2, gathers.close).start()
+    with turn_at_gpus(gpus, 4, lambda: pytest.fail("all GPUs are free")) as mine:
         assert mine == gpus
 
 

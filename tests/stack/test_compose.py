@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from infra.docker.image_test import NEEDED, size_mb
 from infra.docker.make_secrets import HUB_TOKEN, NAMES, PREFECT_AUTH, make_secrets
 from infra.docker.with_secrets import with_secrets
 from tests.conftest import REPOSITORY
@@ -173,6 +174,22 @@ def test_files_that_a_service_is_told_to_read_are_in_its_image():
 def test_the_flows_image_has_no_torch():
     text = (DOCKER / "Dockerfile.flows").read_text()
     assert "train" not in re.findall(r"'\.\[([^\]]*)\]'", text)[0]
+
+
+def test_the_size_of_an_image_is_that_of_its_files_without_the_kernels_and_a_file_of_two_names_counts_once(tmp_path):
+    for name, size in {"usr/lib/a": 2_000_000, "etc/b": 500_000, "proc/kcore": 9_000_000, "top": 250_000}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(size))
+    (tmp_path / "usr" / "again").hardlink_to(tmp_path / "usr" / "lib" / "a")
+    (tmp_path / "lib").symlink_to("usr/lib")
+    assert size_mb(tmp_path) == pytest.approx(2.75, abs=1e-3)
+
+
+def test_the_flows_image_does_without_scipy_which_its_build_takes_away():
+    assert " scipy " in (DOCKER / "Dockerfile.flows").read_text().partition("AS client-packages")[2]
+    asked = f"import sys; sys.modules['scipy'] = None; import {', '.join(NEEDED['flows'])}"
+    done = subprocess.run([sys.executable, "-c", asked], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_secrets_are_made_once_behind_a_folder_that_only_their_owner_opens(tmp_path):
