@@ -6,6 +6,7 @@ from typing import Any, TypeGuard
 
 from tasks.cluster.evidence import Evidence
 from tasks.cluster.inventory_gates import dicts_of
+from tasks.cluster.transport import adapters_of
 from tasks.contracts.cluster_report import Finding, RankRecord, Status
 from tasks.hardware.infiniband import BROKEN, HIGHEST, NOISY
 
@@ -69,8 +70,7 @@ def _look(seen: _Seen, node: str, record: RankRecord) -> None:
     seen.num_ports += max(len(dicts_of(before)), len(dicts_of(after)))
     if not (_are_ports(before) and _are_ports(after) and isinstance(seconds, int | float)):
         return
-    transport = record.facts.get("transport")
-    adapters = (transport.get("adapters") if isinstance(transport, dict) else None) or ()
+    adapters = adapters_of(record)
     now = {(port.get("device"), port.get("port")): port for port in after}
     active = [port for port in before if port.get("state") == "ACTIVE"]
     # Adapters of other makers have other counters, or none.

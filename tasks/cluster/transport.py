@@ -12,14 +12,14 @@ Lines that are read, as NCCL 2.18 to 2.28 write them::
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks.cluster.evidence import NOT_RUN, Evidence
 from tasks.cluster.inventory_gates import dicts_of
-from tasks.contracts.cluster_report import Finding, Status
+from tasks.contracts.cluster_report import Finding, RankRecord, Status
 
 NETWORK = re.compile(r"NCCL INFO Using network (\S+)")
 ADAPTER = re.compile(r"\[\d+\](\w+):\d+/(?:IB|RoCE)")
@@ -143,10 +143,15 @@ def transport_findings(evidence: Evidence) -> list[Finding]:
 
 
 def _adapters(evidence: Evidence) -> dict[str, int]:
-    found: dict[str, int] = {}
-    records: Sequence[Any] = evidence.records.get("collectives", ())
-    for record in records:
-        transport = record.facts.get("transport")
-        if record.process == 0 and isinstance(transport, dict):
-            found[evidence.node_of(record)] = len(transport.get("adapters") or [])
-    return found
+    return {
+        evidence.node_of(record): len(adapters_of(record))
+        for record in evidence.records.get("collectives", ())
+        if record.process == 0 and isinstance(record.facts.get("transport"), dict)
+    }
+
+
+def adapters_of(record: RankRecord) -> set[str]:
+    """The InfiniBand or RoCE adapters that NCCL used in a rank; none where it did not say."""
+    transport = record.facts.get("transport")
+    adapters = transport.get("adapters") if isinstance(transport, dict) else None
+    return {str(name) for name in adapters} if isinstance(adapters, list) else set()

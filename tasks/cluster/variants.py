@@ -12,7 +12,8 @@ from typing import Any
 
 from tasks.cluster.evidence import GAVE_WAY, Evidence
 from tasks.cluster.inventory_gates import dicts_of
-from tasks.contracts.cluster_report import Finding, RankRecord, Status, VariantOutcome
+from tasks.cluster.transport import adapters_of
+from tasks.contracts.cluster_report import Finding, Status, VariantOutcome
 from tasks.contracts.cluster_settings import CollectiveProbeSettings, VariantKind
 
 HAVE_A_RING = ("all_reduce", "all_gather", "reduce_scatter", "broadcast")
@@ -104,7 +105,7 @@ def rails_of(evidence: Evidence) -> list[str]:
             )
     for record in evidence.records.get("collectives", ()):
         if record.process == 0:
-            nodes.append(_adapters(record))
+            nodes.append(adapters_of(record))
     return sorted(set.intersection(*nodes), key=lambda name: (len(name), name)) if nodes else []
 
 
@@ -151,9 +152,9 @@ def _measured(variant: Variant, ended: VariantOutcome | None, evidence: Evidence
             tuple(places[rank] for rank in silent), "read this process's log, and its record in the job's folder",
         )  # fmt: skip
     wrong = {
-        evidence.node_of(record): sorted(_adapters(record))
+        evidence.node_of(record): sorted(adapters_of(record))
         for record in records
-        if variant.rail and record.process == 0 and _adapters(record) != {variant.rail}
+        if variant.rail and record.process == 0 and adapters_of(record) != {variant.rail}
     }
     if wrong:
         told = "; ".join(f"{node}: {', '.join(used) or 'none that it told'}" for node, used in wrong.items())
@@ -194,9 +195,3 @@ def expected_of_variants(evidence: Evidence, *, done: bool = True) -> list[tuple
         for operation in variant.operations
         for size in variant.sizes_bytes
     ]
-
-
-def _adapters(record: RankRecord) -> set[str]:
-    transport = record.facts.get("transport")
-    adapters = transport.get("adapters") if isinstance(transport, dict) else None
-    return {str(name) for name in adapters} if isinstance(adapters, list) else set()

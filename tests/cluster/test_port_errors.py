@@ -53,10 +53,11 @@ def test_a_broken_link_is_told_before_a_noisy_one():
     assert gate(cluster).culprits == ("host-1/mlx5_3",)
 
 
-def test_a_link_of_an_adapter_that_nccl_does_not_use_is_a_warning():
+@pytest.mark.parametrize("adapters", [["mlx5_0"], [], None, 7])
+def test_a_link_of_an_adapter_that_nccl_does_not_use_or_does_not_tell_of_is_a_warning(adapters):
     cluster = changed(Cluster(), 8, 3, link_downed=1)
     transport = cluster.records["collectives"][8].facts["transport"]
-    cluster.fact("collectives", "transport", transport | {"adapters": ["mlx5_0"]}, 8)
+    cluster.fact("collectives", "transport", transport | {"adapters": adapters}, 8)
     assert (gate(cluster).status, gate(cluster).culprits) == (Status.WARN, ("host-1/mlx5_3",))
 
 
