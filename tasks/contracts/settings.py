@@ -231,6 +231,10 @@ class TrainingSettings(Settings):
     """Number format of the frozen weights and of the products; adapters always keep float32 weights. `mixed`: bfloat16
     products and matrices, float32 embedding, norms and residual stream. `auto`: bfloat16 on GPUs, mixed on processors that
     multiply bfloat16 natively, float32 on others."""
+    attention: Literal["varlen", "flex"] = "varlen"
+    """How conversations that lie end to end on a GPU see themselves alone. `varlen`: torch's variable-length kernels, cuDNN's
+    where all are equally long; the fastest. `flex`: flex attention, compiled for the model; also for layers with a sliding
+    window, capped scores or sinks (Gemma, gpt-oss), which `varlen` refuses. A run may go on with the other."""
     fp8_base: bool = False
     """Multiply the decoder's frozen matrices in FP8, on GPUs that can (Ada, Hopper and later): faster, and less exact (a model of
     135 million parameters learnt 5 % slower at first). Needs `strategy=ddp` and bfloat16; adapters stay float32. Only training

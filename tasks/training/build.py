@@ -11,7 +11,7 @@ from trl import SFTConfig, SFTTrainer
 from tasks.contracts.settings import TrainingSettings
 from tasks.models.fp8_base import checksum, convert
 from tasks.models.load import Resolved, device, load_model, load_tokenizer, quiet_loading, resolve_precision
-from tasks.models.packed_attention import PACKED, register
+from tasks.models.packed_attention import implementation, register
 from tasks.training.adapter import lora_config
 from tasks.training.answer_only_loss import AnswerOnlyTrainer
 from tasks.training.elastic import Elastic
@@ -116,7 +116,7 @@ def build_trainer(
     model = load_model(model_folder, precision, num_shards=plan.world_size if is_sharded else 1)
     if packed:
         register()
-        model.set_attn_implementation(PACKED)
+        model.set_attn_implementation(implementation(settings.attention))
     kind = _Zero3 if is_zero3 else _Sharded if is_sharded else _OnCpu if is_cpu else _OnGpu if packed else _OnGpuExactly
     trainer = kind(
         model=model,

@@ -12,6 +12,8 @@ import torch
 from torch.nn.functional import linear
 
 TOKENS_AT_A_TIME = 2048
+LARGE = 1000.0
+"""Logits of such a size meet any cap."""
 
 
 class FrozenHeadLoss(torch.autograd.Function):
@@ -54,6 +56,45 @@ def _of_chunk(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor
     loss = (log_sum - exact.gather(1, targets[:, None])[:, 0]).sum()
     is_target = torch.arange(exact.shape[1], device=exact.device)[None] == targets[:, None]
     return loss, (torch.exp(exact - log_sum[:, None]) - is_target.float()).to(logits.dtype)
+
+
+def is_plain_product(model: Any) -> bool:
+    """Whether a causal language model's logits are its head's matrix product and nothing else.
+
+    False where the head has a bias or an adapter, and where the model bends what comes out of it (Gemma 2 caps its logits).
+    A factor, as Cohere's and Granite's, is no matter: what goes into the head may have it as well.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear or head.bias is not None:
+        return False
+    attention, is_training = model.config._attn_implementation, model.training
+    # Several: what stands for padding may be all zeros.
+    ids = torch.arange(min(8, head.weight.shape[0]), device=head.weight.device)[None]
+    model.set_attn_implementation("eager")
+    model.eval()
+    try:
+        logits = []
+        for factor in (1.0, LARGE):
+            model.set_output_embeddings(_Times(factor))
+            with torch.no_grad():
+                logits.append(model(input_ids=ids, use_cache=False).logits.float())
+    finally:
+        model.set_output_embeddings(head)
+        model.train(is_training)
+        model.set_attn_implementation(attention)
+    # Rounding in bfloat16 is 0.4 %; what is capped stays far below.
+    return bool((logits[1] - LARGE * logits[0]).norm() < 0.02 * LARGE * logits[0].norm())
+
+
+class _Times(torch.nn.Module):
+    """In a head's place: what goes in, times a factor."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self._factor = factor
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._factor * hidden
 
 
 @cache

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from peft.helpers import disable_input_dtype_casting
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy
 from trl import SFTTrainer
 
 from tasks.dataset.stored import IGNORED
+from tasks.models.packed_attention import check_kept_apart
 from tasks.training.answer_only_loss import per_answer
-from tasks.training.frozen_head import frozen_head_loss
+from tasks.training.frozen_head import frozen_head_loss, is_plain_product
 
 POSITIONS, TARGETS = "answer_positions", "answer_targets"
 ATTENTION_KERNELS = [
@@ -28,10 +30,10 @@ ATTENTION_KERNELS = [
 
 
 class PackedTrainer(SFTTrainer):
-    """:class:`~trl.SFTTrainer` with ``padding_free=True`` on a model whose attention is :data:`PACKED`.
+    """:class:`~trl.SFTTrainer` with ``padding_free=True`` on a model told its attention (``packed_attention.py``).
 
     The loss is that of :class:`~trl.SFTTrainer`: cross-entropy of the answers, over the answer tokens of the global batch;
-    a test holds loss and gradient to it.
+    a test holds loss and gradient to it. Where the head is no plain product, the logits of all answers are held at once.
     """
 
     data_collator: Any
@@ -39,9 +41,12 @@ class PackedTrainer(SFTTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         base = self.model.get_base_model()
-        self._head_weight: torch.Tensor = base.get_output_embeddings().weight
-        # The model then returns what would go into the head.
-        base.set_output_embeddings(torch.nn.Identity())
+        check_kept_apart(base)
+        self._head_weight: torch.Tensor | None = None
+        if is_plain_product(base):
+            self._head_weight = base.get_output_embeddings().weight
+            # The model then returns what would go into the head.
+            base.set_output_embeddings(torch.nn.Identity())
         # A compiled layer that is recomputed draws other dropout masks than it had (huggingface/peft#3020); without
         # recomputing a test with dropout had not ended after a minute on a GPU, which was not looked into.
         if not any(config.lora_dropout for config in self.model.peft_config.values()):
@@ -62,8 +67,11 @@ class PackedTrainer(SFTTrainer):
         context = {
             name: value for name, value in inputs.items() if name not in ("labels", "seq_idx", POSITIONS, TARGETS)
         }
-        hidden = model(**context, use_cache=False, logits_to_keep=inputs[POSITIONS]).logits[0]
-        total = frozen_head_loss(hidden.to(self._head_weight.dtype), self._head_weight, inputs[TARGETS])
+        output = model(**context, use_cache=False, logits_to_keep=inputs[POSITIONS]).logits[0]
+        if self._head_weight is None:
+            total = cross_entropy(output.float(), inputs[TARGETS], reduction="sum")
+        else:
+            total = frozen_head_loss(output.to(self._head_weight.dtype), self._head_weight, inputs[TARGETS])
         return per_answer(self, total, inputs[TARGETS].shape[0], num_items_in_batch)
 
     @contextmanager

@@ -14,6 +14,7 @@ FREE_SETTINGS = frozenset(
         "collective_timeout_minutes",
         "merge_adapter",
         "strategy",
+        "attention",
     }
 )
 """Training settings that change how fast or in how much memory, and nothing that is learnt: a run may go on with others."""

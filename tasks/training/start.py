@@ -11,8 +11,9 @@ from tasks.contracts.files import digest_of_files, read_json
 from tasks.contracts.settings import TrainingSettings
 from tasks.models.fp8_base import DIVISOR, MIN_CAPABILITY, share_in_fp8, why_not
 from tasks.models.load import device
+from tasks.models.packed_attention import implementation, register
 from tasks.training.adapter import lora_config
-from tasks.training.build import precision_of
+from tasks.training.build import is_packed, precision_of
 from tasks.training.checkpoints import MANIFEST, folder_of, newest_valid
 from tasks.training.plan import FREE_SETTINGS, LATER_SETTINGS, TrainingPlan, plan_training
 from tasks.training.ranks import Ranks
@@ -99,6 +100,7 @@ def check_inputs(
             f"training.fp8_base=true: {share:.0%} of the decoder's parameters are linear layers whose sides {DIVISOR} divides, "
             f"the only ones that are multiplied in FP8, and less than {MIN_SHARE_IN_FP8:.0%} is not worth it; set it to false"
         )
+    problems += not_kept_apart(settings, model)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and lengths and max(lengths) > positions:
         longer = sum(length > positions for length in lengths)
@@ -113,6 +115,32 @@ def check_inputs(
     if problems or plan is None:
         raise ValueError("\n".join(problems))
     return plan
+
+
+def not_kept_apart(settings: TrainingSettings, model: Any) -> list[str]:
+    """Why conversations that lie end to end would see each other, or flex attention has nothing to keep apart.
+
+    Args:
+        model: gets the attention that it would be trained with.
+    """
+    if not is_packed(settings):
+        return [] if settings.attention == "varlen" else [
+            f"training.attention=flex is for GPUs in bfloat16, where conversations lie end to end; this is {device().type} in "
+            f"{precision_of(settings)}; set training.attention=varlen"
+        ]  # fmt: skip
+    register()
+    wanted = implementation(settings.attention)
+    try:
+        model.set_attn_implementation(wanted)
+    except ValueError as error:
+        return [f"training.attention={settings.attention}: {error}"]
+    # Some are told, and keep their own.
+    if model.config._attn_implementation == wanted:
+        return []
+    return [
+        f"training.attention={settings.attention}: {type(model).__name__} takes no attention but its own, which would let "
+        "conversations that lie end to end see each other; set training.precision=float32, in which each is padded"
+    ]
 
 
 def binding_of(

@@ -131,6 +131,8 @@ def ours(
     *,
     who: str,
     dropout: float,
+    strategy: str,
+    attention: str,
     is_profiled: bool,
 ) -> dict[str, Any]:
     """The training program as the pool runs it, with checkpoints on the way.
@@ -145,6 +147,8 @@ def ours(
         max_steps_per_epoch=steps,
         precision="bfloat16",
         fp8_base=who == "fp8",
+        strategy=strategy,
+        attention=attention,
         # Often enough to be seen, seldom enough for points between, which are those that tell the speed.
         save_every_steps=max(steps // 4, 2 * POINT_STEPS),
         # Every point waits for the GPU, which then has nothing to do for a moment.
@@ -272,6 +276,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="folder that keeps the 16 GB of weights from one call to the next")
     parser.add_argument("--accumulation", type=int, default=1, help="so many times the rows a step, ours only")
     parser.add_argument("--dropout", type=float, default=0.0, help="of LoRA, ours only")
+    parser.add_argument("--strategy", choices=["ddp", "fsdp", "zero3"], default="ddp", help="ours only")
+    parser.add_argument("--attention", choices=["varlen", "flex"], default="varlen", help="ours only")
     parser.add_argument("--no-bound", action="store_true", help="leave the products and attention by themselves out")
     parser.add_argument(
         "--profile", action="store_true", help="say where a step's time goes on the GPU; it makes steps slower"
@@ -282,7 +288,8 @@ def main() -> None:
         model, dataset, batch = arguments.trl
         print(json.dumps(trl(Path(model), Path(dataset), arguments.steps, int(batch))))
         return
-    options = {"dropout": arguments.dropout, "is_profiled": arguments.profile}
+    options = {name: getattr(arguments, name) for name in ("dropout", "strategy", "attention")}
+    options["is_profiled"] = arguments.profile
     products_s, attention_s = (0.0, 0.0) if arguments.no_bound else bound()
     torch.cuda.empty_cache()
     root = Path(tempfile.mkdtemp(prefix="training-gpu-"))

@@ -2,9 +2,28 @@
 
 import pytest
 import torch
+import transformers
 from torch.nn.functional import scaled_dot_product_attention
 
-from tasks.models.packed_attention import packed_attention
+from tasks.models.packed_attention import FLEX, PACKED, check_kept_apart, packed_attention, register, seen_across
+
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+}
+
+
+def model_of(config, attention):
+    torch.manual_seed(0)
+    register()
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.set_attn_implementation(attention)
+    return model
 
 
 def apart(query, key, value, lengths):
@@ -69,3 +88,39 @@ def test_conversations_see_themselves_alone_and_so_do_their_gradients(lengths):
 def test_what_it_would_leave_out_is_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         packed_attention(torch.nn.Module(), *heads([4], "cpu", torch.float32), None, **settings)
+
+
+@pytest.mark.parametrize(
+    "config", [transformers.LlamaConfig(**SMALL), transformers.PhiConfig(**SMALL)], ids=["llama", "phi"]
+)
+def test_a_model_of_attention_alone_keeps_conversations_apart(config):
+    model = model_of(config, PACKED).train()
+    assert seen_across(model) == 0
+    assert model.training
+    check_kept_apart(model)
+
+
+def test_a_model_with_a_state_that_is_carried_along_is_refused():
+    model = model_of(transformers.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2), PACKED)
+    with pytest.raises(ValueError, match=r"MambaForCausalLM does not keep .* moved by \d+\.\d% .*precision=float32"):
+        check_kept_apart(model)
+
+
+def test_what_is_no_number_is_no_pass(monkeypatch):
+    monkeypatch.setattr("tasks.models.packed_attention.seen_across", lambda model: float("nan"))
+    with pytest.raises(ValueError, match="moved by nan%"):
+        check_kept_apart(torch.nn.Module())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("config", "attention"),
+    [
+        (transformers.LlamaConfig(**SMALL), PACKED),
+        (transformers.LlamaConfig(**SMALL), FLEX),
+        (transformers.Gemma2Config(**SMALL, head_dim=16), FLEX),
+    ],
+    ids=["varlen", "flex", "flex and gemma 2"],
+)
+def test_conversations_are_kept_apart_on_a_gpu(config, attention):
+    check_kept_apart(model_of(config, attention).cuda())

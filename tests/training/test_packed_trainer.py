@@ -6,18 +6,18 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PhiConfig
 from trl import SFTConfig, SFTTrainer
 
 from tasks.contracts.files import write_json
 from tasks.contracts.settings import LoraSettings, TrainingSettings
 from tasks.models.load import load_tokenizer
-from tasks.models.packed_attention import PACKED, register
+from tasks.models.packed_attention import FLEX, PACKED, register
 from tasks.training.adapter import lora_config
 from tasks.training.packed_trainer import PackedTrainer
 from tasks.training.rows import load_rows
 from tests.conftest import REPOSITORY
-from tests.training.toy import SETTINGS, TOTAL_STEPS, arguments, make_model, make_rows, points
+from tests.training.toy import POSITIONS, SETTINGS, TOTAL_STEPS, VOCABULARY, arguments, make_model, make_rows, points
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,12 +26,32 @@ pytestmark = [
 ]
 
 
-def trainer(kind, folder, rows, tmp_path, **settings):
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": POSITIONS,
+    "initializer_range": 0.3,
+    "pad_token_id": 1,
+}
+KINDS = {
+    "llama": LlamaConfig(**SIZES),
+    # A window shorter than the rows, caps that are met, inside and after the head.
+    "gemma2": Gemma2Config(
+        **SIZES, head_dim=16, sliding_window=8, attn_logit_softcapping=2.0, final_logit_softcapping=3.0
+    ),
+    "phi": PhiConfig(**SIZES),
+}
+
+
+def trainer(kind, folder, rows, tmp_path, *, attention, **settings):
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).cuda()
-    if kind is PackedTrainer:
-        register()
-        model.set_attn_implementation(PACKED)
+    register()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="eager").cuda()
+    model.set_attn_implementation(attention)
     config = SFTConfig(
         output_dir=str(tmp_path / "out"),
         per_device_train_batch_size=4,
@@ -52,13 +72,21 @@ def trainer(kind, folder, rows, tmp_path, **settings):
     )
 
 
-def test_loss_and_gradients_are_trls(tmp_path):
+@pytest.mark.parametrize(
+    ("model", "attention"), [("llama", PACKED), ("llama", FLEX), ("gemma2", FLEX), ("phi", PACKED)]
+)
+def test_loss_and_gradients_are_trls(tmp_path, model, attention):
     folder = make_model(tmp_path / "model")
+    torch.manual_seed(1)
+    made = AutoModelForCausalLM.from_config(KINDS[model])
+    if made.get_output_embeddings().bias is not None:
+        torch.nn.init.normal_(made.get_output_embeddings().bias)
+    made.save_pretrained(folder)
     rows = load_rows(make_rows(tmp_path / "rows") / "train.arrow", TrainingSettings(**SETTINGS)).select_columns(
         ["input_ids", "labels"]
     )
-    theirs = trainer(SFTTrainer, folder, rows, tmp_path)
-    ours = trainer(PackedTrainer, folder, rows, tmp_path, padding_free=True)
+    theirs = trainer(SFTTrainer, folder, rows, tmp_path, attention="eager")
+    ours = trainer(PackedTrainer, folder, rows, tmp_path, attention=attention, padding_free=True)
     # The second factor begins at zero, where the first gets no gradient.
     for model in (theirs.model, ours.model):
         torch.manual_seed(1)
@@ -83,13 +111,15 @@ def test_loss_and_gradients_are_trls(tmp_path):
         assert (gradients[0] - gradients[1]).norm() / gradients[0].norm() < 5e-2
 
 
+@pytest.mark.parametrize("attention", ["varlen", "flex"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_the_program_learns_on_a_gpu(tmp_path, checkpointing, dropout):
+def test_the_program_learns_on_a_gpu(tmp_path, checkpointing, dropout, attention):
     """Dropout, recomputing and compiled layers together are where the pieces under us disagree."""
     job = tmp_path / "job"
     (job / "001").mkdir(parents=True)
     changes = {"precision": "bfloat16", "per_device_batch_size": 2, "gradient_checkpointing": checkpointing}
+    changes["attention"] = attention
     told = arguments(
         tmp_path,
         make_model(tmp_path / "model"),

@@ -1,6 +1,7 @@
 """What cannot be trained is told in seconds, before weights are loaded."""
 
 import pytest
+import transformers
 
 from tasks.contracts.attempt import TryAgain
 from tasks.contracts.settings import TrainingSettings
@@ -10,6 +11,8 @@ from tasks.training.plan import plan_training
 from tasks.training.start import binding_of, check_inputs
 from tasks.training.zero3_trainer import is_installed
 from tests.training import toy
+
+BLOOM = transformers.BloomConfig(vocab_size=96, hidden_size=32, n_layer=2, n_head=2)
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +33,7 @@ def settings(**changes) -> TrainingSettings:
         ({"lora": {"target_modules": "nothing"}}, 20, "nothing match no layer"),
         ({"lora": {"first_layer": 2}}, 20, "first_layer=2, but the model's 2 layers end at 1"),
         ({"fp8_base": True, "precision": "auto"}, 20, "training.precision=auto is (float32|mixed) here"),
+        ({"attention": "flex"}, 20, "attention=flex is for GPUs in bfloat16.*this is cpu in float32; set .*=varlen"),
     ],
 )
 def test_each_reason_names_the_value_and_what_would_do(model, changes, longest, message):
@@ -120,11 +124,32 @@ def test_checkpoints_from_before_a_setting_there_was_are_gone_on_from_with_what_
 
 
 def test_a_model_of_experts_is_not_worth_fp8(tmp_path, monkeypatch):
-    from transformers import Qwen3MoeConfig
-
-    Qwen3MoeConfig(
+    transformers.Qwen3MoeConfig(
         vocab_size=96, hidden_size=32, intermediate_size=64, moe_intermediate_size=64, num_experts=8, head_dim=16,
         num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
     ).save_pretrained(tmp_path)  # fmt: skip
     with pytest.raises(ValueError, match=r"training.fp8_base=true: 8% of the decoder's parameters"):
         check_inputs(settings(fp8_base=True, precision="bfloat16"), tmp_path, [20] * 48, 2)
+
+
+@pytest.mark.parametrize(
+    ("attention", "config", "message"),
+    [
+        (
+            "varlen",
+            BLOOM,
+            "attention=varlen: BloomForCausalLM takes no attention but its own, .* set training.precision=float32",
+        ),
+        ("flex", BLOOM, "attention=flex: BloomForCausalLM takes no attention but its own"),
+        (
+            "flex",
+            transformers.GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=2),
+            "attention=flex: GPT2LMHeadModel does not",
+        ),
+    ],
+)
+def test_a_model_that_keeps_its_own_attention_is_refused(attention, config, message, tmp_path, monkeypatch):
+    config.save_pretrained(tmp_path)
+    monkeypatch.setattr("tasks.training.start.is_packed", lambda settings: True)
+    with pytest.raises(ValueError, match=message):
+        check_inputs(settings(attention=attention), tmp_path, [20] * 48, 2)
