@@ -12,7 +12,6 @@ faster. Table last.
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from tasks.contracts.attempt import read_points
 from tasks.contracts.files import write_json
 from tasks.contracts.settings import TrainingSettings
+from tasks.hardware.host import free_port
 from tasks.training.packed_trainer import ATTENTION_KERNELS
 from tests.benchmarks.llama_8b import SHAPE, make_model
 from tests.conftest import REPOSITORY
@@ -168,10 +168,8 @@ def ours(
     (root / "job" / "NEWEST").write_text("001")
     program = "tests.benchmarks.training_profile" if is_profiled else "tasks.training"
     nodes = gpus if who == "network" else 1
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc-per-node={gpus // nodes}"]
-    command += ["--master-addr=127.0.0.1", f"--master-port={port}"]
+    command += ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     logs, agents = [attempt / f"node-{node}.log" for node in range(nodes)], []
     for node, log in enumerate(logs):
         own = OVER_NETWORK | {"CUDA_VISIBLE_DEVICES": str(node)} if who == "network" else {}

@@ -2,13 +2,13 @@
 
 import os
 import signal
-import socket
 import subprocess
 import threading
 import time
 from contextlib import suppress
 from typing import Any
 
+from tasks.hardware.host import free_port
 from tests.pool.emulated_cluster import JOBS, PODS, Cluster
 
 
@@ -78,9 +78,7 @@ class Nodes:
 
     def _start(self, job: dict[str, Any]) -> list[subprocess.Popen[bytes]]:
         name = job["metadata"]["name"]
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        address = f"127.0.0.1:{free_port()}"
         container = job["spec"]["template"]["spec"]["containers"][0]
         # Here every pod has this machine's address.
         command = [_read(word).replace(f"{name}-0.{name}:29400", address) for word in container["command"]]

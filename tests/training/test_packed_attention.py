@@ -112,6 +112,8 @@ def test_what_is_no_number_is_no_pass(monkeypatch):
         check_kept_apart(torch.nn.Module())
 
 
+# Shown, and no errors: torch's compiler warns of itself wherever it traces.
+@pytest.mark.filterwarnings("default")
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("config", "attention"),

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.hardware.host import free_port
 from tests.training import toy
 from tests.training.test_checkpoints import BINDING, write
 from tests.training.toy_ranks import ToyJob, context
@@ -19,9 +19,7 @@ pytestmark = pytest.mark.integration
 
 def apart(look: Callable[..., str], folder: Path, num_ranks: int = 2) -> list[str]:
     """What ``look`` says on each rank, each in a process of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     processes = [context.Process(target=_rank, args=(look, folder, r, num_ranks, port)) for r in range(num_ranks)]
     for process in processes:
         process.start()

@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import random
-import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tasks.hardware.host import free_port
 from tests.training import rank_faults
 
 context = multiprocessing.get_context("forkserver")
@@ -51,9 +51,7 @@ class ToyJob:
 class ToyAttempt:
     def __init__(self, folder: Path, num_ranks: int, faults: Mapping[str, Any]) -> None:
         self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.ranks = [
             context.Process(target=_rank, args=(folder, rank, num_ranks, port, dict(faults)))
             for rank in range(num_ranks)
