@@ -1,6 +1,7 @@
 """A model and rows of a named, fixed shape for the real training program: the same on every cluster, so that speeds compare."""
 
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,9 @@ SHAPES: Mapping[Shape, ModelShape] = {
     "lora-1b": ModelShape(2048, 8192, 16, 32, 8, 128256, 4096, 4, 64),
     "lora-8b": ModelShape(4096, 14336, 32, 32, 8, 128256, 4096, 2, 64),
 }
+
+
+SHARD_SIZE = "2GB"
 
 
 def training_settings(check: ClusterCheck, world_size: int) -> TrainingSettings:
@@ -78,9 +82,15 @@ def make_inputs(check: ClusterCheck) -> dict[str, Any]:
             temporary = folder.with_name(f".{folder.name}.tmp")
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
+            began = time.monotonic()
             make(temporary, shape, check)
+            made = time.monotonic()
             write_json(temporary / "manifest.json", {"shape": check.training.shape})
             publish_folder(temporary, folder)
+            print(
+                f"{folder.name} made in {made - began:.0f} s, on storage for good after {time.monotonic() - made:.0f} s more",
+                flush=True,
+            )
     return {"model": str(model), "dataset": str(rows)}
 
 
@@ -106,7 +116,8 @@ def _make_model(folder: Path, shape: ModelShape, check: ClusterCheck) -> None:
     dtype = torch.float32 if check.training.shape == "toy" else torch.bfloat16
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = LlamaForCausalLM(config).to(dtype)
-    model.save_pretrained(folder)
+    # In parts, which are digested at once when training looks whether they are still the same.
+    model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(shape.vocabulary)}, unk_token="w2"))  # noqa: S106 - a word
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", pad_token="w1", unk_token="w2").save_pretrained(  # noqa: S106
         folder
