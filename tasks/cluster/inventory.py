@@ -15,6 +15,7 @@ from tasks.cluster.meeting import Meeting
 from tasks.hardware.infiniband import ADAPTERS, ports
 from tasks.hardware.kernel_log import xids
 from tasks.hardware.nvml import describe_gpus
+from tasks.hardware.topology import near
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 OUR_MARK = "PROVING_GROUND_ATTEMPT"
@@ -47,6 +48,7 @@ def take_inventory(meeting: Meeting, faults: Faults) -> None:
         recorder.fact("gpus", gpus)
         if error:
             recorder.fact("nvml_error", error)
+        recorder.fact("topology", near([gpu["pci_bus_id"] for gpu in gpus]))
         recorder.fact("infiniband", ports(ADAPTERS))
         recorder.fact("xids", xids())
     meeting.begin("clocks")

@@ -28,6 +28,7 @@ def inventory_findings(evidence: Evidence) -> list[Finding]:
     if evidence.check.pool.gpus:
         findings += _gpus(evidence, records)
         findings += _links(evidence, records)
+        findings.append(_topology(evidence, records))
     return findings
 
 
@@ -228,6 +229,38 @@ def _links(evidence: Evidence, records: Sequence[RankRecord]) -> list[Finding]:
             "see ibstat on both; reseat or replace",
         ),
     ]
+
+
+def _topology(evidence: Evidence, records: Sequence[RankRecord]) -> Finding:
+    """On all nodes the same GPUs and adapters near to each other. Which of them a job got may differ: a warning."""
+    told = {evidence.node_of(r): _nearness(r.facts.get("topology")) for r in records if r.process == 0}
+    if not any(told.values()):
+        return Finding(
+            stage="inventory", gate="equal_topology", status=Status.SKIP, layer="presence",
+            detail="no node shows its GPUs in the device tree (/sys/bus/pci)",
+        )  # fmt: skip
+    return _finding(
+        "equal_topology", "equality", minority(told), str(next(iter(told.values()))),
+        "compare nvidia-smi topo -m on both: a card in another slot, a firmware setting, or a virtual machine's own order",
+        Status.WARN,
+    )  # fmt: skip
+
+
+def _nearness(gpus: Any) -> str | None:
+    """A node's GPUs by what is how near to each, in words; None: not told of one."""
+    if not isinstance(gpus, list) or not gpus or len(dicts_of(gpus)) < len(gpus):
+        return None
+    alike = Counter(
+        "; ".join(f"{what} {_counted(gpu.get(key))}" for what, key in (("adapters", "adapters"), ("GPUs", "gpus")))
+        for gpu in dicts_of(gpus)
+    )
+    return ", ".join(f"{count} x ({near})" for near, count in alike.most_common())
+
+
+def _counted(levels: Any) -> str:
+    if not isinstance(levels, dict):
+        return "not told"
+    return " ".join(f"{count} {level}" for level, count in sorted(levels.items())) or "none"
 
 
 def dicts_of(values: Any) -> list[Mapping[str, Any]]:

@@ -71,8 +71,10 @@ def probe_job(check: ClusterCheck, folder: RunFolder, stage: str) -> JobSpec:
         "shared": check.storage.shared,
         "scratch": check.storage.scratch or tempfile.gettempdir(),
     }
-    is_wide = stage != "training_inputs"
-    return _job(check, folder, stage, "tasks.cluster", arguments, is_wide=is_wide)
+    if stage != "training_inputs":
+        return _job(check, folder, stage, "tasks.cluster", arguments)
+    # Eight billion random numbers take a processor a minute and a GPU no time.
+    return replace(_job(check, folder, stage, "tasks.cluster", arguments, is_wide=False), gpus=check.pool.gpus)
 
 
 def variant_probe_job(check: ClusterCheck, folder: RunFolder, name: str, variant: Mapping[str, Any]) -> JobSpec:
