@@ -232,12 +232,12 @@ def _links(evidence: Evidence, records: Sequence[RankRecord]) -> list[Finding]:
 
 
 def _topology(evidence: Evidence, records: Sequence[RankRecord]) -> Finding:
-    """On all nodes the same GPUs and adapters near to each other. Which of them a job got may differ: a warning."""
+    """On all nodes the same GPUs and adapters near to each other, whichever of them this job was given."""
     told = {evidence.node_of(r): _nearness(r.facts.get("topology")) for r in records if r.process == 0}
     if not any(told.values()):
         return Finding(
             stage="inventory", gate="equal_topology", status=Status.SKIP, layer="presence",
-            detail="no node shows its GPUs in the device tree (/sys/bus/pci)",
+            detail="no node shows GPUs in its tree of devices (/sys/bus/pci/devices)",
         )  # fmt: skip
     return _finding(
         "equal_topology", "equality", minority(told), str(next(iter(told.values()))),
@@ -254,7 +254,9 @@ def _nearness(gpus: Any) -> str | None:
         "; ".join(f"{what} {_counted(gpu.get(key))}" for what, key in (("adapters", "adapters"), ("GPUs", "gpus")))
         for gpu in dicts_of(gpus)
     )
-    return ", ".join(f"{count} x ({near})" for near, count in alike.most_common())
+    return ", ".join(
+        f"{count} x ({near})" for near, count in sorted(alike.items(), key=lambda item: (-item[1], item[0]))
+    )
 
 
 def _counted(levels: Any) -> str:

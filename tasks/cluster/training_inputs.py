@@ -99,7 +99,7 @@ def _make_model(folder: Path, shape: ModelShape, check: ClusterCheck) -> None:
     import transformers
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(7)
@@ -115,7 +115,7 @@ def _make_model(folder: Path, shape: ModelShape, check: ClusterCheck) -> None:
     )  # fmt: skip
     dtype = torch.float32 if check.training.shape == "toy" else torch.bfloat16
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = LlamaForCausalLM(config).to(dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     # In parts, which are digested at once when training looks whether they are still the same.
     model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(shape.vocabulary)}, unk_token="w2"))  # noqa: S106 - a word

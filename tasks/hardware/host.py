@@ -5,11 +5,13 @@ import errno
 import secrets
 import signal
 import socket
+from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
 PR_SET_PDEATHSIG = 1
-PORTS = range(20_000, 30_000)
-"""Below Kubernetes' node ports (30000 on) and those that Linux gives out by itself (32768 on)."""
+PORTS = range(20_000, 29_000)
+"""Below torchrun's own (29400, 29500), Kubernetes' node ports (30000 on) and those that Linux usually gives out (32768 on)."""
+GIVEN_OUT = Path("/proc/sys/net/ipv4/ip_local_port_range")
 MOST_TRIES = 100
 
 
@@ -19,14 +21,17 @@ def end_with_parent() -> None:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens on at this moment, and that the kernel gives nobody unasked.
+    """A port of the loopback interface that nobody listens on at this moment.
 
-    Of those that it gives out by itself another process may get the same one before it is used: each connection takes one.
+    Where it can be, one that the kernel gives nobody unasked: of those another process may get the same one before it is used,
+    as each connection takes one.
 
     Raises:
         OSError: none was found.
     """
-    for port in secrets.SystemRandom().sample(PORTS, k=min(MOST_TRIES, len(PORTS))):
+    lowest, highest = map(int, GIVEN_OUT.read_text().split())
+    ports = [port for port in PORTS if not lowest <= port <= highest] or PORTS
+    for port in secrets.SystemRandom().sample(ports, k=min(MOST_TRIES, len(ports))):
         with socket.socket() as probe:
             try:
                 probe.bind((LOOPBACK, port))

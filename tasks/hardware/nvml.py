@@ -47,7 +47,6 @@ def _describe(nvml: Any, uuid: str, driver: str) -> dict[str, Any]:
     milliwatts = ask(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle))
     return {
         "uuid": uuid,
-        "pci_bus_id": ask(lambda: nvml.nvmlDeviceGetPciInfo(handle).busId),
         "name": ask(lambda: nvml.nvmlDeviceGetName(handle)),
         "driver": driver,
         "memory_gbytes": ask(lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total / 1e9),

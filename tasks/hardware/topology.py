@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 SYSFS = Path("/sys")
 Level = Literal["PIX", "PXB", "PHB", "NODE", "SYS"]
+NVIDIA, DISPLAYS = "0x10de", ("0x0300", "0x0302")
+"""PCI's number of the vendor, and its classes of GPUs: with and without a display."""
 MOST_IN_A_SWITCH = 2
 """Steps from a switch's upper port to a device behind it: a lower port, and the device."""
 
@@ -29,28 +31,38 @@ class Place:
     numa_node: int
 
 
-def near(gpus: Sequence[str | None], *, sysfs: Path = SYSFS) -> list[dict[str, Any] | None]:
-    """How many other GPUs, and how many RDMA adapters, are how near to each of some GPUs.
+def near(sysfs: Path = SYSFS) -> list[dict[str, Any]]:
+    """How many other GPUs, and how many RDMA adapters, are how near to each GPU of this node, in the order of their bus ids.
 
-    Args:
-        gpus: their bus ids as NVML tells them (``00000000:18:00.0``); None: not told.
+    All that Linux shows are told, whichever of them this job was given: they are what nodes are compared by.
 
     Returns:
-        ``{"numa_node": 0, "gpus": {"NODE": 3, "SYS": 4}, "adapters": {"PIX": 1, "SYS": 7}}`` for each; None where the
-        device tree does not show it. An adapter of software alone has no place and is not counted.
+        ``{"bus_id": "0000:18:00.0", "gpus": {"NODE": 3, "SYS": 4}, "adapters": {"PIX": 1, "SYS": 7}}`` for each; none where
+        the tree of devices is not shown. An adapter of software alone has no place and is not counted.
     """
-    places = [place_of(_device(bus_id, sysfs)) if bus_id else None for bus_id in gpus]
+    found = {
+        folder.name: place_of(folder)
+        for folder in sorted((sysfs / "bus" / "pci" / "devices").glob("*"))
+        if _is_gpu(folder)
+    }
+    gpus = {bus_id: place for bus_id, place in found.items() if place}
     adapters = [place_of(port / "device") for port in sorted((sysfs / "class" / "infiniband").glob("*"))]
     return [
         {
-            "numa_node": place.numa_node,
-            "gpus": _levels(place, [*places[:number], *places[number + 1 :]]),
+            "bus_id": bus_id,
+            "gpus": _levels(place, [other for other in gpus.values() if other is not place]),
             "adapters": _levels(place, adapters),
         }
-        if place
-        else None
-        for number, place in enumerate(places)
+        for bus_id, place in gpus.items()
     ]
+
+
+def _is_gpu(device: Path) -> bool:
+    try:
+        vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
+    except OSError:
+        return False
+    return vendor == NVIDIA and kind.startswith(DISPLAYS)
 
 
 def place_of(device: Path) -> Place | None:
@@ -84,9 +96,3 @@ def distance(one: Place, other: Place) -> Level:
 
 def _levels(place: Place, others: Sequence[Place | None]) -> dict[str, int]:
     return dict(sorted(Counter(distance(place, other) for other in others if other).items()))
-
-
-def _device(bus_id: str, sysfs: Path) -> Path:
-    # NVML's domain has eight digits, Linux' four.
-    domain, _, rest = bus_id.partition(":")
-    return sysfs / "bus" / "pci" / "devices" / f"{domain[-4:]}:{rest}".lower()

@@ -6,77 +6,118 @@ cuDNN's fused attention takes two thirds of the time (H200, 16,384 tokens, 4,096
 backward in a layer).
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 PACKED = "proving_ground_packed"
 FLEX = "flex_attention"
 """Transformers' own; it finds the boundaries where positions begin again at 0."""
+Attention = Literal["varlen", "flex"]
 MOST_SEEN_ACROSS = 0.02
 """Of what a model says of one conversation, what may come of another beside it; rounding in bfloat16 is 0.4 %."""
+MOST_MOVED = 0.25
+"""Of the same, what may come of being alone; models that place it wrongly move by half and more."""
 LEFT_OUT = ("softcap", "s_aux", "position_bias")
 """What some models' layers pass to their attention, by transformers' names."""
 
 
-def implementation(attention: Literal["varlen", "flex"]) -> str:
+def implementation(attention: Attention) -> str:
     """The name that transformers knows the setting ``training.attention`` by, after :func:`register`."""
     return FLEX if attention == "flex" else PACKED
 
 
+def setting_of(implementation: str) -> Attention:
+    """The setting by transformers' name."""
+    return "flex" if implementation == FLEX else "varlen"
+
+
 def register() -> None:
-    """Make :data:`PACKED` known to transformers as an attention implementation that needs no mask."""
+    """Make :data:`PACKED` known to transformers as an attention implementation.
+
+    Of a mask for it transformers is told nothing, and makes none. Were it told, it would look for the boundaries in the positions
+    at every forward pass, for which it waits for the GPU.
+    """
     AttentionInterface.register(PACKED, packed_attention)
-    AttentionMaskInterface.register(PACKED, lambda *args, **kwargs: None)
 
 
-def check_kept_apart(model: Any) -> None:
-    """Let a model pass that keeps conversations laid end to end apart.
+def check_kept_apart(model: Any, attention: Attention) -> None:
+    """Let a model pass that reads each of two conversations laid end to end as if it were alone.
+
+    Not all do that can be told where conversations begin: layers with a state that is carried along (Mamba, short convolutions,
+    linear attention) go on with the one before, and some count positions by themselves.
 
     Args:
-        model: a causal language model, told its attention.
+        model: a causal language model that was told its attention.
+        attention: which, as the setting is called.
 
     Raises:
-        ValueError: one moves when the one before is another.
+        ValueError: it does not, with what to set instead.
     """
+    other = "flex" if attention == "varlen" else "varlen"
+    instead = (
+        f"set training.attention={other}, or training.precision=float32 with training.attention=varlen, in which each "
+        "conversation is padded"
+    )
+    try:
+        seen, moved = second_of_two(model)
+    except ValueError as error:
+        raise ValueError(f"{type(model).__name__}, training.attention={attention}: {error}; {instead}") from error
     # No number is no pass either.
-    if not (share := seen_across(model)) < MOST_SEEN_ACROSS:
+    if not (seen < MOST_SEEN_ACROSS and moved < MOST_MOVED):
         raise ValueError(
-            f"{type(model).__name__} does not keep conversations that lie end to end apart: the second of two moved by "
-            f"{share:.1%} when the first was another one; set training.precision=float32, in which each is padded"
+            f"{type(model).__name__} does not keep conversations that lie end to end apart with training.attention={attention}: "
+            f"the second of two moved by {seen:.1%} when the first was another one, and by {moved:.1%} when it was alone; "
+            f"{instead}"
         )
 
 
-def seen_across(model: Any) -> float:
-    """How far the second of two conversations laid end to end moves when the first is another one, relative to its size.
+def second_of_two(model: Any) -> tuple[float, float]:
+    """How far the second of two conversations laid end to end moves, relative to its size.
 
-    0, or rounding, where the model keeps them apart. Not all do that can be told where they begin: layers with a state that is
-    carried along (Mamba, short convolutions, linear attention) go on with the one before.
-
-    Args:
-        model: a causal language model, told its attention.
+    Returns:
+        By another conversation in the place of the first, which leaves rounding where they are kept apart; and by being alone,
+        which leaves somewhat more of it: products of other shapes add up in another order.
     """
-    lengths, device, is_training = (5, 3), next(model.parameters()).device, model.training
-    bounds = torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
-    names = ("cu_seq_lens_q", "cu_seq_lens_k"), ("max_length_q", "max_length_k")
-    told = dict.fromkeys(names[0], bounds) | dict.fromkeys(names[1], max(lengths))
-    positions = torch.cat([torch.arange(length, device=device) for length in lengths])[None]
+    first, second = 5, 3
+    device, is_training = next(model.parameters()).device, model.training
     # In no order, lest something is made of it.
-    ids = torch.tensor([[7, 3, 9, 4, 8, 6, 2, 5]], device=device)
-    others = torch.cat([ids[:, : lengths[0]] + 11, ids[:, lengths[0] :]], dim=1)
+    ids = torch.tensor([[7, 3, 9, 4, 8, 6, 2, 5]], device=device) % model.get_input_embeddings().num_embeddings
+    others = torch.cat([ids[:, :first].flip(1), ids[:, first:]], dim=1)
     model.eval()
     try:
         with torch.no_grad():
-            second, moved = (
-                model(input_ids=each, position_ids=positions, use_cache=False, **told).logits[0, lengths[0] :].float()
-                for each in (ids, others)
+            together, beside_another, alone = (
+                model(**_end_to_end(each, lengths), use_cache=False).logits[0, -second:].float()
+                for each, lengths in ((ids, (first, second)), (others, (first, second)), (ids[:, first:], (second,)))
             )
     finally:
         model.train(is_training)
-    return float((second - moved).norm() / second.norm())
+        for module in model.modules():
+            # After a forward pass without gradients FSDP keeps what it gathered last.
+            if isinstance(module, FSDPModule):
+                module.reshard()
+    size = together.norm()
+    return float((together - beside_another).norm() / size), float((together - alone).norm() / size)
+
+
+def _end_to_end(ids: torch.Tensor, lengths: Sequence[int]) -> dict[str, Any]:
+    """What TRL's collator tells of conversations of such lengths. Args: ids (1, T)."""
+    bounds = torch.tensor([0, *lengths], device=ids.device).cumsum(0).to(torch.int32)
+    longest = max(lengths)
+    return {
+        "input_ids": ids,
+        "position_ids": torch.cat([torch.arange(length, device=ids.device) for length in lengths])[None],
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
 
 
 def packed_attention(
@@ -112,13 +153,10 @@ def packed_attention(
     if dropout or (window is not None and window < max_length_q):
         raise ValueError(
             f"packed attention has neither dropout ({dropout}) nor a sliding window ({window} tokens, the longest "
-            f"conversation has {max_length_q}); for training, training.attention=flex has windows"
+            f"conversation has {max_length_q})"
         )
     if left_out := sorted(name for name in LEFT_OUT if kwargs.get(name) is not None):
-        raise ValueError(
-            f"packed attention has no {', '.join(left_out)}, which this model's layers ask for; for training, "
-            "training.attention=flex has"
-        )
+        raise ValueError(f"packed attention has no {', '.join(left_out)}, which this model's layers ask for")
     num_tokens, num_conversations = query.shape[2], cu_seq_lens_q.shape[0] - 1
     if num_conversations * max_length_q == num_tokens:
         q, k, v = (_as_batch(part, num_conversations, max_length_q) for part in (query, key, value))

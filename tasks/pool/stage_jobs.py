@@ -73,7 +73,7 @@ def probe_job(check: ClusterCheck, folder: RunFolder, stage: str) -> JobSpec:
     }
     if stage != "training_inputs":
         return _job(check, folder, stage, "tasks.cluster", arguments)
-    # Eight billion random numbers take a processor a minute and a GPU no time.
+    # Eight billion random numbers took one processor about a minute.
     return replace(_job(check, folder, stage, "tasks.cluster", arguments, is_wide=False), gpus=check.pool.gpus)
 
 
@@ -122,7 +122,7 @@ def _job(
     is_wide: bool = True,
     fallbacks: tuple[int, ...] = (),
 ) -> JobSpec:
-    """The job of a stage: over the whole pool, or one CPU process where ``is_wide`` is off."""
+    """The job of a stage: over the whole pool, or, where ``is_wide`` is off, one process without a GPU."""
     pool, storage = settings.pool, settings.storage
     env = {
         # Ranks run wherever the pool starts them; our code is where this file is.

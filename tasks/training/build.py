@@ -127,6 +127,10 @@ def build_trainer(
         callbacks=list(callbacks),
         **elastic,
     )
+    if is_zero3 and packed and trainer.ranks.rank == 0:
+        trainer.say(
+            "with strategy=zero3 nobody looks whether this model keeps conversations that lie end to end apart; ddp and fsdp do"
+        )
     if settings.fp8_base:
         decoder = trainer.model.get_base_model().get_decoder()
         converted = convert(decoder)

@@ -58,6 +58,13 @@ def _of_chunk(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor
     return loss, (torch.exp(exact - log_sum[:, None]) - is_target.float()).to(logits.dtype)
 
 
+def looks_plain(model: Any) -> bool:
+    """As :func:`is_plain_product`, without weights: by the head's kind and the one name that caps have."""
+    head = model.get_output_embeddings()
+    is_capped = getattr(model.config.get_text_config(), "final_logit_softcapping", None) is not None
+    return type(head) is torch.nn.Linear and head.bias is None and not is_capped
+
+
 def is_plain_product(model: Any) -> bool:
     """Whether a causal language model's logits are its head's matrix product and nothing else.
 
@@ -65,7 +72,7 @@ def is_plain_product(model: Any) -> bool:
     A factor, as Cohere's and Granite's, is no matter: what goes into the head may have it as well.
     """
     head = model.get_output_embeddings()
-    if type(head) is not torch.nn.Linear or head.bias is not None:
+    if not looks_plain(model):
         return False
     attention, is_training = model.config._attn_implementation, model.training
     # Several: what stands for padding may be all zeros.

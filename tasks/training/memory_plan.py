@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig,
 from tasks.contracts.settings import TrainingSettings
 from tasks.models.load import Resolved, device
 from tasks.training.adapter import lora_config
-from tasks.training.frozen_head import TOKENS_AT_A_TIME
+from tasks.training.frozen_head import TOKENS_AT_A_TIME, looks_plain
 from tasks.training.order import balanced
 
 ENOUGH_TOKENS = 16_384
@@ -175,8 +175,10 @@ def footprint_of(model_folder: Path, settings: TrainingSettings, precision: Reso
     # A layer is whole while it is used, and the next one comes meanwhile.
     whole = 2 * frozen / text.num_hidden_layers if num_shards > 1 else 0.0
     is_packed = precision == "bfloat16"
-    # With the head whole on each rank the loss is computed of a few thousand tokens at a time, otherwise of all at once.
-    in_parts = settings.strategy == "ddp" and is_packed
+    is_compiled = settings.strategy == "ddp" and is_packed and not settings.lora.dropout
+    # With the head whole on each rank, and no more than a product, the loss is computed of a few thousand tokens at a time,
+    # otherwise of all at once.
+    in_parts = settings.strategy == "ddp" and is_packed and looks_plain(model.get_base_model())
     logits = text.vocab_size * BYTES_PER_LOGIT
     # Adapters are multiplied in the base's precision.
     kept = kept_bytes(model.to(dtype), COUNTED_TOKENS) / COUNTED_TOKENS
@@ -188,7 +190,7 @@ def footprint_of(model_folder: Path, settings: TrainingSettings, precision: Reso
         + whole
         + trained * BYTES_PER_TRAINED
         + (TOKENS_AT_A_TIME * logits if in_parts else 0),
-        per_token=kept * (COMPILED_KEEP if in_parts and not settings.lora.dropout else 1) + (0 if in_parts else logits),
+        per_token=kept * (COMPILED_KEEP if is_compiled else 1) + (0 if in_parts else logits),
         per_token_recomputed=inputs + kept / num_trained_layers + (0 if in_parts else logits),
         per_token_of_layer=kept / num_trained_layers,
         is_padded=not is_packed,

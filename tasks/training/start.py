@@ -100,7 +100,7 @@ def check_inputs(
             f"training.fp8_base=true: {share:.0%} of the decoder's parameters are linear layers whose sides {DIVISOR} divides, "
             f"the only ones that are multiplied in FP8, and less than {MIN_SHARE_IN_FP8:.0%} is not worth it; set it to false"
         )
-    problems += not_kept_apart(settings, model)
+    problems += not_kept_apart(settings, model, max(lengths, default=0))
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and lengths and max(lengths) > positions:
         longer = sum(length > positions for length in lengths)
@@ -117,30 +117,50 @@ def check_inputs(
     return plan
 
 
-def not_kept_apart(settings: TrainingSettings, model: Any) -> list[str]:
-    """Why conversations that lie end to end would see each other, or flex attention has nothing to keep apart.
+def not_kept_apart(settings: TrainingSettings, model: Any, longest: int) -> list[str]:
+    """Why conversations that lie end to end would not be read as the model would read each, as far as that shows without weights.
 
     Args:
         model: gets the attention that it would be trained with.
+        longest: tokens of the longest conversation.
     """
     if not is_packed(settings):
         return [] if settings.attention == "varlen" else [
             f"training.attention=flex is for GPUs in bfloat16, where conversations lie end to end; this is {device().type} in "
             f"{precision_of(settings)}; set training.attention=varlen"
         ]  # fmt: skip
+    told = f"training.attention={settings.attention}"
+    padded = "training.precision=float32 with training.attention=varlen, in which each conversation is padded"
     register()
     wanted = implementation(settings.attention)
     try:
         model.set_attn_implementation(wanted)
     except ValueError as error:
-        return [f"training.attention={settings.attention}: {error}"]
+        return [f"{told}: {error}"]
     # Some are told, and keep their own.
-    if model.config._attn_implementation == wanted:
-        return []
-    return [
-        f"training.attention={settings.attention}: {type(model).__name__} takes no attention but its own, which would let "
-        "conversations that lie end to end see each other; set training.precision=float32, in which each is padded"
-    ]
+    if model.config._attn_implementation != wanted:
+        return [
+            f"{told}: {type(model).__name__} takes no attention but its own, which would let conversations that lie end to end "
+            f"see each other; set {padded}"
+        ]
+    if settings.attention == "varlen" and (beyond := beyond_varlen(model.config.get_text_config(), longest)):
+        return [f"{told}: the model has {beyond}, which it would leave out; set training.attention=flex, or {padded}"]
+    return []
+
+
+def beyond_varlen(config: Any, longest: int) -> str | None:
+    """What the model's layers do with their scores that torch's variable-length kernels do not; None: nothing.
+
+    Args:
+        longest: tokens of the longest conversation; a window that holds it is none.
+    """
+    kinds = getattr(config, "layer_types", None)
+    for name, kind in (("sliding_window", "sliding_attention"), ("attention_chunk_size", "chunked_attention")):
+        size = getattr(config, name, None)
+        if size is not None and size < longest and (kinds is None or kind in kinds):
+            return f"{name}={size} tokens, and the longest row has {longest}"
+    cap = getattr(config, "attn_logit_softcapping", None)
+    return None if cap is None else f"attn_logit_softcapping={cap}"
 
 
 def binding_of(

@@ -15,15 +15,14 @@ from tasks.hardware.infiniband import BROKEN, NOISY
 from tasks.hardware.reference import fabric_of
 
 GPU = {
-    "uuid": "GPU-0", "pci_bus_id": "00000000:18:00.0", "name": "NVIDIA H100 80GB HBM3", "driver": "570.86.15",
-    "memory_gbytes": 85.5, "power_limit_watts": 700.0, "max_sm_clock_mhz": 1980, "persistence": True, "ecc": True,
-    "ecc_uncorrected": 0, "remapped_uncorrected": 0, "remapped_corrected": 0, "remap_pending": False, "remap_failed": False,
-    "pcie_generation": 5, "max_pcie_generation": 5, "pcie_width": 16, "max_pcie_width": 16, "nvlinks_up": 18, "nvlinks": 18,
-    "busy_processes": [],
+    "uuid": "GPU-0", "name": "NVIDIA H100 80GB HBM3", "driver": "570.86.15", "memory_gbytes": 85.5, "power_limit_watts": 700.0,
+    "max_sm_clock_mhz": 1980, "persistence": True, "ecc": True, "ecc_uncorrected": 0, "remapped_uncorrected": 0,
+    "remapped_corrected": 0, "remap_pending": False, "remap_failed": False, "pcie_generation": 5, "max_pcie_generation": 5,
+    "pcie_width": 16, "max_pcie_width": 16, "nvlinks_up": 18, "nvlinks": 18, "busy_processes": [],
 }  # fmt: skip
 PORT = {"device": "mlx5_0", "port": "1", "link_layer": "InfiniBand", "state": "ACTIVE", "rate_gbits_per_s": 400.0,
         **dict.fromkeys(BROKEN + NOISY, 0)}  # fmt: skip
-TOPOLOGY = {"numa_node": 0, "gpus": {"SYS": 7}, "adapters": {"PIX": 1, "SYS": 7}}
+TOPOLOGY = {"gpus": {"SYS": 7}, "adapters": {"PIX": 1, "SYS": 7}}
 FACTS = {
     "python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0", "trl": "1.16.0", "peft": "0.21.2", "datasets": "5.2.0",
     "accelerate": "1.15.0", "cuda": "13.0", "nccl": "2.28.3", "kernel": "6.8.0", "num_processors": 128, "num_threads": 16,

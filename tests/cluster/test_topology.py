@@ -15,21 +15,24 @@ class Tree:
         (root / "bus/pci/devices").mkdir(parents=True)
         (root / "class/infiniband").mkdir(parents=True)
 
-    def add(self, path: str, numa_node: int | None, adapter: str = "") -> str:
-        """A device at a path below /sys/devices; its bus id as NVML tells it."""
+    def add(
+        self, path: str, numa_node: int | None, *, kind: str = "0x030200", vendor: str = "0x10de", adapter: str = ""
+    ) -> None:
+        """A device at a path below /sys/devices, a GPU unless told otherwise."""
         folder = self.sysfs / "devices" / path
         folder.mkdir(parents=True)
         if numa_node is not None:
             (folder / "numa_node").write_text(f"{numa_node}\n")
+        (folder / "vendor").write_text(f"{vendor}\n")
+        (folder / "class").write_text(f"{kind}\n")
         (self.sysfs / "bus/pci/devices" / folder.name).symlink_to(folder)
         if adapter:
             of_adapter = self.sysfs / "class/infiniband" / adapter
             of_adapter.mkdir()
             (of_adapter / "device").symlink_to(folder)
-        return f"0000{folder.name}".upper()
 
-    def near(self, *gpus: str | None):
-        return near(gpus, sysfs=self.sysfs)
+    def add_adapter(self, path: str, numa_node: int | None) -> None:
+        self.add(path, numa_node, kind="0x020700", vendor="0x15b3", adapter="mlx5_0")
 
 
 SWITCH = "pci0000:15/0000:15:01.0/0000:16:00.0"
@@ -52,30 +55,36 @@ def tree(tmp_path):
     ],
 )
 def test_an_adapter_is_as_near_as_what_lies_between(tree, adapter, numa_node, level):
-    gpu = tree.add(f"{SWITCH}/0000:17:00.0/0000:18:00.0", 0)
-    tree.add(adapter, numa_node, "mlx5_0")
-    assert tree.near(gpu) == [{"numa_node": 0, "gpus": {}, "adapters": {level: 1}}]
+    tree.add(f"{SWITCH}/0000:17:00.0/0000:18:00.0", 0)
+    tree.add_adapter(adapter, numa_node)
+    assert near(tree.sysfs) == [{"bus_id": "0000:18:00.0", "gpus": {}, "adapters": {level: 1}}]
 
 
 def test_gpus_are_counted_by_how_near_they_are_and_never_with_themselves(tree):
-    first = tree.add(f"{SWITCH}/0000:17:00.0/0000:18:00.0", 0)
-    second = tree.add("pci0000:37/0000:37:01.0/0000:38:00.0", 0)
-    third = tree.add("pci0000:97/0000:97:01.0/0000:98:00.0", 1)
-    told = tree.near(first, second, third)
-    assert [gpu["gpus"] for gpu in told] == [{"NODE": 1, "SYS": 1}, {"NODE": 1, "SYS": 1}, {"SYS": 2}]
+    tree.add(f"{SWITCH}/0000:17:00.0/0000:18:00.0", 0)
+    tree.add("pci0000:37/0000:37:01.0/0000:38:00.0", 0)
+    tree.add("pci0000:97/0000:97:01.0/0000:98:00.0", 1, kind="0x030000")
+    assert [gpu["gpus"] for gpu in near(tree.sysfs)] == [{"NODE": 1, "SYS": 1}, {"NODE": 1, "SYS": 1}, {"SYS": 2}]
 
 
 def test_on_a_machine_of_one_socket_that_numbers_no_node_all_are_on_it(tree):
-    gpu = tree.add("pci0000:15/0000:15:01.0/0000:18:00.0", -1)
-    tree.add("pci0000:37/0000:37:01.0/0000:38:00.0", -1, "mlx5_0")
-    assert tree.near(gpu)[0]["adapters"] == {"NODE": 1}
+    tree.add("pci0000:15/0000:15:01.0/0000:18:00.0", -1)
+    tree.add_adapter("pci0000:37/0000:37:01.0/0000:38:00.0", -1)
+    assert near(tree.sysfs)[0]["adapters"] == {"NODE": 1}
 
 
-def test_what_the_tree_does_not_show_is_not_told(tree):
-    """A container may see no devices; an adapter of software alone hangs on no bus."""
-    gpu = tree.add("pci0000:15/0000:15:01.0/0000:18:00.0", 0)
+def test_what_is_no_gpu_or_hangs_on_no_bus_is_left_out(tree):
+    tree.add("pci0000:15/0000:15:01.0/0000:18:00.0", 0)
+    # An NVSwitch, another maker's GPU, a GPU on no PCIe bus, an adapter of software alone.
+    tree.add("pci0000:15/0000:15:02.0/0000:19:00.0", 0, kind="0x068000")
+    tree.add("pci0000:15/0000:15:03.0/0000:1a:00.0", 0, vendor="0x1002")
+    tree.add("platform/0000:1b:00.0", 0)
     (tree.sysfs / "class/infiniband/rxe0").mkdir()
-    assert tree.near(gpu, "00000000:99:00.0", None) == [{"numa_node": 0, "gpus": {}, "adapters": {}}, None, None]
+    assert near(tree.sysfs) == [{"bus_id": "0000:18:00.0", "gpus": {}, "adapters": {}}]
+
+
+def test_a_tree_that_is_not_shown_tells_nothing(tmp_path):
+    assert near(tmp_path) == []
 
 
 def test_a_node_whose_adapters_sit_elsewhere_is_named():
@@ -90,16 +99,17 @@ def test_a_node_whose_adapters_sit_elsewhere_is_named():
     )
 
 
-def test_the_same_gpus_in_another_order_are_no_fault():
-    """A scheduler may give a job other GPUs of each node."""
+@pytest.mark.parametrize("num_others", [1, 4])
+def test_the_same_gpus_in_another_order_are_no_fault(num_others):
+    """Nodes may number their buses in another order."""
     cluster = Cluster()
-    other = TOPOLOGY | {"adapters": {"SYS": 8}}
-    cluster.fact("inventory", "topology", [other, *[TOPOLOGY] * 7], 0)
-    cluster.fact("inventory", "topology", [*[TOPOLOGY] * 7, other], 8)
+    others = [TOPOLOGY | {"adapters": {"SYS": 8}}] * num_others
+    cluster.fact("inventory", "topology", [*others, *[TOPOLOGY] * (8 - num_others)], 0)
+    cluster.fact("inventory", "topology", [*[TOPOLOGY] * (8 - num_others), *others], 8)
     assert "inventory/equal_topology" not in cluster.bad()
 
 
-@pytest.mark.parametrize("told", [[None] * 8, None, "near", [7]])
+@pytest.mark.parametrize("told", [[], [None] * 8, None, "near", [7]])
 def test_a_node_alone_that_does_not_tell_is_named_and_a_cluster_that_does_not_is_not_judged(told):
     cluster = Cluster()
     cluster.fact("inventory", "topology", told, 8)
@@ -107,4 +117,4 @@ def test_a_node_alone_that_does_not_tell_is_named_and_a_cluster_that_does_not_is
     cluster.fact("inventory", "topology", told, 0)
     (finding,) = [f for f in cluster.findings() if f.gate == "equal_topology"]
     assert finding.status is Status.SKIP
-    assert "device tree" in finding.detail
+    assert "tree of devices" in finding.detail

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
 from tasks.contracts.settings import LoraSettings, TrainingSettings
+from tasks.training.frozen_head import TOKENS_AT_A_TIME
 from tasks.training.memory_plan import (
+    BYTES_PER_LOGIT,
     ENOUGH_TOKENS,
     SHARE_OF_FREE,
     Footprint,
@@ -78,6 +80,20 @@ def test_a_gpus_own_figure_lies_a_little_below_the_count(tmp_path):
     upper = footprint_of(tmp_path, TrainingSettings(lora={"rank": 64, "first_layer": 16}), "bfloat16", 1)
     assert upper.per_token < 0.55 * found.per_token
     assert upper.per_token_recomputed == pytest.approx(found.per_token_recomputed, rel=0.05)
+
+
+def test_where_logits_are_capped_those_of_all_answers_are_reckoned_with(tmp_path):
+    """As Gemma 2's are: their loss is not computed a few thousand tokens at a time."""
+    sizes = {
+        "vocab_size": 32_000, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "head_dim": 32,
+    }  # fmt: skip
+    found = {}
+    for cap in (None, 30.0):
+        Gemma2Config(**sizes, final_logit_softcapping=cap).save_pretrained(tmp_path / str(cap))
+        found[cap] = footprint_of(tmp_path / str(cap), TrainingSettings(), "bfloat16", 1)
+    assert found[30.0].per_token == pytest.approx(found[None].per_token + 32_000 * BYTES_PER_LOGIT)
+    assert found[30.0].fixed == pytest.approx(found[None].fixed - TOKENS_AT_A_TIME * 32_000 * BYTES_PER_LOGIT)
 
 
 def chosen(*, free_gbytes, lengths=(1000,) * 64, world_size=2, **changes):

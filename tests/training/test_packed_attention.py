@@ -5,7 +5,15 @@ import torch
 import transformers
 from torch.nn.functional import scaled_dot_product_attention
 
-from tasks.models.packed_attention import FLEX, PACKED, check_kept_apart, packed_attention, register, seen_across
+from tasks.models.packed_attention import (
+    FLEX,
+    PACKED,
+    check_kept_apart,
+    packed_attention,
+    register,
+    second_of_two,
+    setting_of,
+)
 
 SMALL = {
     "vocab_size": 64,
@@ -95,21 +103,47 @@ def test_what_it_would_leave_out_is_refused(settings, said):
 )
 def test_a_model_of_attention_alone_keeps_conversations_apart(config):
     model = model_of(config, PACKED).train()
-    assert seen_across(model) == 0
+    seen, moved = second_of_two(model)
+    assert seen == 0
+    assert moved < 0.01
     assert model.training
-    check_kept_apart(model)
+    check_kept_apart(model, "varlen")
 
 
-def test_a_model_with_a_state_that_is_carried_along_is_refused():
-    model = model_of(transformers.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2), PACKED)
-    with pytest.raises(ValueError, match=r"MambaForCausalLM does not keep .* moved by \d+\.\d% .*precision=float32"):
-        check_kept_apart(model)
+def test_a_vocabulary_smaller_than_the_ids_of_the_look_will_do():
+    check_kept_apart(model_of(transformers.LlamaConfig(**SMALL | {"vocab_size": 4}), PACKED), "varlen")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            transformers.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2),
+            r"MambaForCausalLM does not keep .* moved by \d+\.\d% .*precision=float32",
+        ),
+        # It counts positions from the first token of all.
+        (
+            transformers.BartConfig(
+                vocab_size=64, d_model=32, decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=64, dropout=0.0,
+                pad_token_id=0, max_position_embeddings=64, decoder_start_token_id=0, forced_eos_token_id=None,
+            ),
+            r"BartForCausalLM does not keep .*, and by \d+\.\d% when it was alone",
+        ),
+        # It hands on no boundaries.
+        (transformers.StableLmConfig(**SMALL), "StableLmForCausalLM, .*needs the conversations' boundaries.*=flex, or"),
+        (transformers.Gemma2Config(**SMALL, head_dim=16), "Gemma2ForCausalLM, .*no softcap.*=flex, or"),
+    ],
+    ids=["mamba", "bart", "stablelm", "gemma 2"],
+)  # fmt: skip
+def test_a_model_that_reads_the_second_in_another_way_than_alone_is_refused(config, said):
+    with pytest.raises(ValueError, match=said):
+        check_kept_apart(model_of(config, PACKED), "varlen")
 
 
 def test_what_is_no_number_is_no_pass(monkeypatch):
-    monkeypatch.setattr("tasks.models.packed_attention.seen_across", lambda model: float("nan"))
+    monkeypatch.setattr("tasks.models.packed_attention.second_of_two", lambda model: (float("nan"), 0.0))
     with pytest.raises(ValueError, match="moved by nan%"):
-        check_kept_apart(torch.nn.Module())
+        check_kept_apart(torch.nn.Module(), "flex")
 
 
 # Shown, and no errors: torch's compiler warns of itself wherever it traces.
@@ -125,4 +159,4 @@ def test_what_is_no_number_is_no_pass(monkeypatch):
     ids=["varlen", "flex", "flex and gemma 2"],
 )
 def test_conversations_are_kept_apart_on_a_gpu(config, attention):
-    check_kept_apart(model_of(config, attention).cuda())
+    check_kept_apart(model_of(config, attention).cuda(), setting_of(attention))

@@ -2,11 +2,14 @@
 
 import json
 import signal
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from tests.training.test_ranks import apart
 from tests.training.test_resume import assert_same_training
+from tests.training.toy import make_model
 
 pytestmark = pytest.mark.integration
 
@@ -38,3 +41,27 @@ def test_a_run_goes_on_with_the_other_strategy_and_on_another_number_of_ranks(to
     job.arguments["training"]["strategy"] = "fsdp"
     job.run(2)
     assert_same_training(job, unbroken)
+
+
+def held_around_the_look(ranks, folder: Path) -> str:
+    import peft
+
+    from tasks.models.load import load_model
+    from tasks.models.packed_attention import PACKED, check_kept_apart, register
+    from tasks.training.sharded_trainer import held_parameters
+
+    model = load_model(folder / "model", "bfloat16", num_shards=2)
+    register()
+    model.set_attn_implementation(PACKED)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))
+    before = held_parameters(adapted)
+    check_kept_apart(adapted.get_base_model(), "varlen")
+    return f"{before} {held_parameters(adapted)}"
+
+
+def test_the_look_whether_conversations_are_kept_apart_gathers_nothing_for_good(tmp_path):
+    """On GPUs in bfloat16 the trainer looks; where there is none it would not, so the look is taken by itself."""
+    make_model(tmp_path / "model")
+    for said in apart(held_around_the_look, tmp_path):
+        before, after = map(int, said.split())
+        assert before == after

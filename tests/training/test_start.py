@@ -8,7 +8,7 @@ from tasks.contracts.settings import TrainingSettings
 from tasks.models.memory import is_out_of_memory
 from tasks.training.micro_batch import read_reduction, reduce
 from tasks.training.plan import plan_training
-from tasks.training.start import binding_of, check_inputs
+from tasks.training.start import beyond_varlen, binding_of, check_inputs
 from tasks.training.zero3_trainer import is_installed
 from tests.training import toy
 
@@ -153,3 +153,37 @@ def test_a_model_that_keeps_its_own_attention_is_refused(attention, config, mess
     monkeypatch.setattr("tasks.training.start.is_packed", lambda settings: True)
     with pytest.raises(ValueError, match=message):
         check_inputs(settings(attention=attention), tmp_path, [20] * 48, 2)
+
+
+@pytest.mark.parametrize(
+    ("config", "longest", "beyond"),
+    [
+        (transformers.MistralConfig(sliding_window=16), 17, "sliding_window=16 tokens, and the longest row has 17"),
+        (transformers.MistralConfig(sliding_window=16), 16, None),
+        (transformers.Qwen2Config(sliding_window=16, use_sliding_window=False), 17, None),
+        (transformers.Gemma3TextConfig(sliding_window=16), 17, "sliding_window=16 tokens, and the longest row has 17"),
+        (transformers.Gemma2Config(), 8, "attn_logit_softcapping=50.0"),
+        (
+            transformers.Llama4TextConfig(attention_chunk_size=16),
+            17,
+            "attention_chunk_size=16 tokens, and the longest row has 17",
+        ),
+        (transformers.LlamaConfig(), 9999, None),
+    ],
+)
+def test_what_varlen_would_leave_out_is_known_from_the_configuration(config, longest, beyond):
+    assert beyond_varlen(config, longest) == beyond
+
+
+def test_a_window_shorter_than_a_row_is_refused_before_the_row_comes(tmp_path, monkeypatch):
+    config = transformers.MistralConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, sliding_window=16,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    monkeypatch.setattr("tasks.training.start.is_packed", lambda settings: True)
+    with pytest.raises(
+        ValueError, match=r"sliding_window=16 tokens, .* has 20, which it would leave out; set training.attention=flex"
+    ):
+        check_inputs(settings(), tmp_path, [20] * 48, 2)
+    assert check_inputs(settings(attention="flex"), tmp_path, [20] * 48, 2).total_steps == 24
