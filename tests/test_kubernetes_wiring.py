@@ -1,6 +1,8 @@
 """What Kubernetes takes without a word and nothing then works: names of ports, labels, secrets, settings, images and patches."""
 
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -72,6 +74,47 @@ def test_a_pod_finds_its_ports_secrets_scripts_settings_and_image(key, o):
         for item in v.get("secret", {}).get("items", [])
     ]
     assert set(items) <= KEYS
+
+
+def test_both_servers_ask_who_is_there():
+    prefect, mlflow = (pod_of(OBJECTS["Deployment", SERVERS, name])["containers"][0] for name in ("prefect", "mlflow"))
+    told = {e["name"]: e.get("value") for e in prefect["env"]}
+    assert told["PREFECT_SERVER_API_AUTH_STRING_FROM_FILE"] == f"/run/secrets/{PREFECT_AUTH}"
+    assert mlflow["args"][mlflow["args"].index("--app-name") + 1] == "basic-auth"
+    told = {e["name"]: e.get("value") for e in mlflow["env"]}
+    assert told["MLFLOW_AUTH_ADMIN_PASSWORD_FROM_FILE"] == "/run/secrets/mlflow_admin_password"
+    assert told["MLFLOW_AUTH_CONFIG_PATH"].endswith("infra/docker/mlflow-auth.ini")
+
+
+def test_what_changes_the_databases_for_good_never_runs_by_itself():
+    jobs = {key[2]: o["spec"] for key, o in OBJECTS.items() if key[0] == "CronJob"}
+    assert {name for name, spec in jobs.items() if spec.get("suspend")} == {"mlflow-upgrade", "restore"}
+    assert all(spec["jobTemplate"]["spec"]["backoffLimit"] == 0 for spec in jobs.values() if spec.get("suspend")), (
+        "a second try would meet what the first one left"
+    )
+    # Minute, hour, and every day: a schedule that Kubernetes refuses is found only when it is applied.
+    minute, hour, *rest = jobs["backup"]["schedule"].split()
+    assert int(minute) < 60
+    assert int(hour) < 24
+    assert rest == ["*", "*", "*"]
+    assert jobs["backup"]["timeZone"] == "Etc/UTC"
+
+
+def test_the_restore_takes_the_newest_night_unless_another_is_named(tmp_path):
+    [container] = pod_of(OBJECTS["CronJob", SERVERS, "restore"])["containers"]
+    (tmp_path / "postgres_password").write_text("planted")
+    (tmp_path / "restore.sh").write_text('#!/bin/sh\necho "asked for $1 with $PGPASSWORD"\n')
+    (tmp_path / "restore.sh").chmod(0o755)
+    for day in ("2026-11-02", "2026-11-10", "2026-10-30", "2026-11-11.part"):
+        (tmp_path / "backups" / day).mkdir(parents=True)
+    script = container["args"][0]
+    for path, own in (("/run/secrets", ""), ("/scripts", ""), ("/backups", "/backups")):
+        script = script.replace(path, f"{tmp_path}{own}")
+    for named, expected in (("", f"{tmp_path}/backups/2026-11-10"), ("/backups/2026-10-30", "/backups/2026-10-30")):
+        done = subprocess.run(
+            [*container["command"], script], env=os.environ | {"RESTORE_FROM": named}, capture_output=True, text=True
+        )
+        assert f"asked for {expected} with planted" in done.stdout, done.stderr
 
 
 def test_the_databases_first_start_finds_the_passwords_that_its_script_reads():

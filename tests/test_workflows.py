@@ -6,6 +6,7 @@ import re
 import pytest
 import yaml
 
+from infra.docker.image_test import NEEDED
 from tests.conftest import REPOSITORY
 
 FOLDER = REPOSITORY / ".github" / "workflows"
@@ -125,11 +126,15 @@ def test_build_files_of_the_images_exist_and_each_is_tested_before_it_is_pushed(
     for entry in job["strategy"]["matrix"]["include"]:
         text = (REPOSITORY / "infra" / "docker" / entry["file"]).read_text()
         assert not entry["target"] or f"AS {entry['target']}" in text
+        # The test is told which image it is in.
+        assert entry["name"] in NEEDED
     steps = job["steps"]
     tested = next(i for i, step in enumerate(steps) if "image_test.py" in step.get("run", ""))
+    assert "if" not in steps[tested]
     pushed = next(i for i, step in enumerate(steps) if step.get("with", {}).get("push"))
     assert tested < pushed
     assert all(step.get("if") == "github.event_name == 'push'" for step in steps if step.get("with", {}).get("push"))
+    assert (steps[pushed]["with"]["sbom"], steps[pushed]["with"]["provenance"]) == (True, "mode=max")
 
 
 def test_tags_are_latest_sha_and_versions():

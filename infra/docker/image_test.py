@@ -1,4 +1,4 @@
-"""What an image must be, asked inside it: ``docker run --rm IMAGE python infra/docker/image_test.py flows`` (or ``train``).
+"""What an image must be, asked inside it: ``docker run --rm IMAGE python infra/docker/image_test.py flows`` (or another kind).
 
 Exit status 1 and a line for each thing that is not so.
 """
@@ -22,6 +22,7 @@ NEEDED = {
         "deployments.start_checked",
         "infra.monitoring.textfile",
     ],
+    "servers": ["mlflow.server.auth", "psycopg2", "flask_wtf", "deployments.deploy", "deployments.start_checked"],
     "train": ["tasks.training", "flows.finetune"],
 }
 """What each image must be able to import."""
@@ -48,14 +49,14 @@ def problems(kind: str) -> Iterator[str]:
     if os.access("/app/tasks", os.W_OK):
         yield "its own code can be written by its user"
     has_torch = importlib.util.find_spec("torch") is not None
+    if kind != "train" and has_torch:
+        yield "has torch"
     if kind == "flows":
-        if has_torch:
-            yield "has torch"
         packages, whole = size_mb(Path(sys.prefix)), size_mb(Path("/"))
         print(f"{whole:.0f} MB, of them packages in {sys.prefix} {packages:.0f} MB")
         if whole > SIZE_LIMIT_MB:
             yield f"it is {whole:.0f} MB and may be {SIZE_LIMIT_MB}"
-    else:
+    if kind == "train":
         if not has_torch:
             yield "has no torch"
         if not Path(sysconfig.get_path("include"), "Python.h").exists():

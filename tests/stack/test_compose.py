@@ -1,5 +1,6 @@
 """compose.yaml and the images' files: what can be known of them without containers."""
 
+import configparser
 import os
 import re
 import stat
@@ -183,6 +184,34 @@ def test_the_size_of_an_image_is_that_of_its_files_without_the_kernels_and_a_fil
     (tmp_path / "usr" / "again").hardlink_to(tmp_path / "usr" / "lib" / "a")
     (tmp_path / "lib").symlink_to("usr/lib")
     assert size_mb(tmp_path) == pytest.approx(2.75, abs=1e-3)
+
+
+def test_what_the_servers_image_is_asked_for_is_installed_where_it_is_built_from():
+    asked = f"import {', '.join(NEEDED['servers'])}"
+    done = subprocess.run([sys.executable, "-c", asked], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_both_servers_ask_who_is_there_and_a_stranger_may_see_nothing():
+    prefect, mlflow = (read_compose({})[name] for name in ("prefect", "mlflow"))
+    # The second is the server's own client's.
+    for name in ("PREFECT_SERVER_API_AUTH_STRING_FROM_FILE", "PREFECT_API_AUTH_STRING_FROM_FILE"):
+        assert prefect.environment[name] == f"/run/secrets/{PREFECT_AUTH}"
+    assert mlflow.command[mlflow.command.index("--app-name") + 1] == "basic-auth"
+    assert mlflow.environment["MLFLOW_AUTH_ADMIN_PASSWORD_FROM_FILE"] == "/run/secrets/mlflow_admin_password"
+    assert mlflow.environment["MLFLOW_AUTH_CONFIG_PATH"].endswith("infra/docker/mlflow-auth.ini")
+    rights = configparser.ConfigParser()
+    rights.read(DOCKER / "mlflow-auth.ini")
+    assert rights["mlflow"]["default_permission"] == "NO_PERMISSIONS"
+    assert rights["mlflow"]["grant_default_workspace_access"] == "false"
+
+
+def test_what_must_outlive_a_container_lies_on_a_volume():
+    mounted = {name: dict(v.split(":")[:2] for v in s.get("volumes", [])) for name, s in COMPOSE["services"].items()}
+    assert mounted["postgres"]["postgres"] == "/var/lib/postgresql/data"
+    assert mounted["postgres"]["backups"] == "/backups"
+    assert mounted["mlflow"]["artifacts"] == read_compose({})["mlflow"].environment["MLFLOW_ARTIFACTS_DESTINATION"]
+    assert mounted["worker"]["storage"] == "/app/storage"
 
 
 def test_the_flows_image_does_without_scipy_which_its_build_takes_away():

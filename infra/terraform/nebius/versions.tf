@@ -9,10 +9,9 @@ terraform {
     }
   }
 
-  # State in object storage, locked. Bucket, key, region and endpoint come from backend.hcl (backend.hcl.example), credentials
+  # State in object storage. Bucket, key, region, endpoint and locking come from backend.hcl (backend.hcl.example), credentials
   # from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: terraform init -backend-config=backend.hcl
   backend "s3" {
-    use_lockfile                = true
     skip_credentials_validation = true
     skip_region_validation      = true
     skip_requesting_account_id  = true
