@@ -8,7 +8,7 @@ REPEAT ?= 10
 SLURM_TESTS ?= tests/pool/test_slurm.py tests/pool/test_slurm_drain.py tests/integration/test_finetune_slurm.py
 
 .PHONY: help install demo ui deploy test test-fast test-gpu test-slurm test-kubernetes stack-test faults faults-pool faults-cluster \
-	check-cluster benchmark-inference audit licences check format clean
+	check-cluster benchmark-inference audit mutations licences check format clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -85,6 +85,9 @@ audit: $(VENV)/.audit  ## known holes in the exact versions of constraints.txt
 $(VENV)/.audit:
 	$(PYTHON) -m venv $@
 	$@/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+
+mutations: $(INSTALLED)  ## break files of infra, deployments and CI one by one, and see a test fail each time; minutes
+	$(BIN)/python -m tests.mutations
 
 licences: $(INSTALLED)  ## docs/licences.md, from what is installed
 	$(BIN)/python -m tests.licences docs/licences.md

@@ -95,6 +95,9 @@ def test_every_python_that_is_promised_is_tested_and_every_suite_runs():
     commands = " ".join(step.get("run", "") for job in jobs.values() for step in job["steps"])
     for target in ("check", "test", "demo", "test-slurm", "test-kubernetes", "stack-test"):
         assert f"make {target}" in commands
+    weekly = WORKFLOWS["scan.yaml"]
+    assert weekly[True]["schedule"]
+    assert weekly["jobs"]["mutations"]["steps"][-1]["run"] == "make mutations"
 
 
 def test_what_reads_pull_requests_may_read_them_in_a_private_repository_too():
