@@ -43,17 +43,6 @@ BAD_ENDS = {
 
 def reconciling(reconcile_id: UUID, heartbeat_s: float) -> list[Automation]:
     """Of runs that were left, each with the deployment of that id as its action."""
-    silent = EventTrigger(
-        posture=Posture.Proactive,
-        after={"prefect.flow-run.heartbeat"},
-        # Any other event of the run is a sign of life too; ends have names of ours among them (GatesFailed).
-        expect={"prefect.flow-run.*"},
-        match=ANY_RUN,
-        match_related=OUR_RUNS,
-        for_each={"prefect.resource.id"},
-        threshold=1,
-        within=timedelta(seconds=MISSED_HEARTBEATS * heartbeat_s),
-    )
     crashed = _on({"prefect.flow-run.Crashed"}, OUR_RUNS)
     run = RunDeployment(
         source="selected", deployment_id=reconcile_id, schedule_after=AFTER_CRASH, parameters=None, job_variables=None
@@ -62,7 +51,7 @@ def reconciling(reconcile_id: UUID, heartbeat_s: float) -> list[Automation]:
         Automation(
             name="reconcile: a run whose heartbeats stay away",
             description="Its process and its worker are gone: another takes over its running job, or ends it and says so.",
-            trigger=silent,
+            trigger=_silent(heartbeat_s),
             # It fires once, and not before the lease of a machine that died has run out.
             actions=[run],
         ),
@@ -75,7 +64,7 @@ def reconciling(reconcile_id: UUID, heartbeat_s: float) -> list[Automation]:
     ]
 
 
-def telling(webhook_id: UUID) -> list[Automation]:
+def telling(webhook_id: UUID, heartbeat_s: float) -> list[Automation]:
     """What people are told, through the block of that id."""
     tell = SendNotification(
         block_document_id=webhook_id,
@@ -111,16 +100,8 @@ def telling(webhook_id: UUID) -> list[Automation]:
         Automation(
             name="tell: a run's heartbeats stay away",
             description="Nobody drives it, or its machine cannot reach the server; reconcile is about to look at it.",
-            trigger=EventTrigger(
-                posture=Posture.Proactive,
-                after={"prefect.flow-run.heartbeat"},
-                expect={"prefect.flow-run.*"},
-                match=ANY_RUN,
-                match_related=OUR_RUNS,
-                for_each={"prefect.resource.id"},
-                threshold=1,
-                within=timedelta(minutes=5),
-            ),
+            # As reconcile's own: a time that is not the site's would tell of every run whose heartbeats are further apart.
+            trigger=_silent(heartbeat_s),
             actions=[tell],
         ),
     ]
@@ -171,6 +152,21 @@ def _without_sets(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(value)
     return value
+
+
+def _silent(heartbeat_s: float) -> EventTrigger:
+    """A run of which nothing was heard for several times as long as its heartbeats are apart."""
+    return EventTrigger(
+        posture=Posture.Proactive,
+        after={"prefect.flow-run.heartbeat"},
+        # Any other event of the run is a sign of life too; ends have names of ours among them (GatesFailed).
+        expect={"prefect.flow-run.*"},
+        match=ANY_RUN,
+        match_related=OUR_RUNS,
+        for_each={"prefect.resource.id"},
+        threshold=1,
+        within=timedelta(seconds=MISSED_HEARTBEATS * heartbeat_s),
+    )
 
 
 def _on(events: set[str], flows: ResourceSpecification) -> EventTrigger:

@@ -5,7 +5,7 @@
     python -m deployments.deploy --site infra/slurm/site.yaml     with a customer's partition, folders and schedules
 
 With PROVING_GROUND_WEBHOOK in the environment people are told of failed runs and changed verdicts there. Exit status: 0 done,
-1 the server cannot be used, 2 a deployment's parameters do not fit the code.
+1 the server cannot be used, 2 a deployment or the site's file says what cannot be used.
 """
 
 import argparse
@@ -102,7 +102,8 @@ def undeclared(client: SyncPrefectClient, declared: list[Declared]) -> list[str]
 
 def undeclared_automations(client: SyncPrefectClient) -> list[tuple[str, UUID]]:
     """Names and ids of automations on the server that are named as ours are, and that no file declares any more."""
-    ours = [*reconciling(uuid4(), Site().heartbeat_s), *telling(uuid4())]
+    any_s = Site().heartbeat_s
+    ours = [*reconciling(uuid4(), any_s), *telling(uuid4(), any_s)]
     names = {automation.name for automation in ours}
     forms = (*{f"{name.partition(':')[0]}: " for name in names}, *EARLIER_FORMS)
     return [(a.name, a.id) for a in client.read_automations() if a.name.startswith(forms) and a.name not in names]
@@ -123,7 +124,7 @@ def _work_pool(client: SyncPrefectClient, pool: WorkPool) -> Iterator[Change]:
     if known.type != pool.type:
         raise ServerProblem(
             f"work pool {pool.name} is of type {known.type} on the server and must be {pool.type}, which cannot be changed: "
-            f"remove it (prefect work-pool delete {pool.name}) or rename it in the site's file"
+            f"remove it (prefect work-pool delete {pool.name}), and 'make deploy' makes it anew"
         )
     before = {name: getattr(known, name) for name in after}
     if before != after:
@@ -209,7 +210,7 @@ def _automations(client: SyncPrefectClient, site: Site) -> Iterator[Change]:
         # In a dry run it is not there yet, and what would refer to it cannot be compared.
         saved = saved_webhook()
         if saved is not None:
-            wanted += telling(block_id(saved))
+            wanted += telling(block_id(saved), site.heartbeat_s)
     for automation in wanted:
         yield from _automation(automation)
 
@@ -254,7 +255,7 @@ def deploy(site: Site, *, is_dry_run: bool) -> int:
         How many there were.
 
     Raises:
-        SettingsError: parameters of a deployment do not fit the code.
+        SettingsError: parameters of a deployment do not fit the code, or Prefect would not take what it says.
         ServerProblem: the server cannot be used.
         TrackingUnavailable: the MLflow that MLFLOW_TRACKING_URI names cannot be used; runs here would find out one by one.
     """
@@ -286,7 +287,8 @@ def _told(client: SyncPrefectClient) -> str:
     """What becomes of telling people without a webhook; an empty one, as CI has of a secret that is not set, is none."""
     if os.environ.get(WEBHOOK_VARIABLE):
         return ""
-    ours, there = ({automation.name for automation in found} for found in (telling(uuid4()), client.read_automations()))
+    known = (telling(uuid4(), Site().heartbeat_s), client.read_automations())
+    ours, there = ({automation.name for automation in found} for found in known)
     what = "nobody is told of failures" if ours.isdisjoint(there) else "automations that tell people stay as they are"
     return f"; {what}: {WEBHOOK_VARIABLE} is not set"
 

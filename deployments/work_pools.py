@@ -7,12 +7,14 @@ pod, which in turn submits the GPU jobs; what those look like is ``pool.kubernet
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from prefect.workers.process import ProcessWorker
 
 from tasks.contracts.pool_settings import PoolSettings
 
+WorkPoolName = Literal["local", "kubernetes"]
+"""What a deployment or a site may name: a run in any other work pool would be scheduled and never started."""
 NAMESPACE = PoolSettings().kubernetes.namespace
 CLAIM = "proving-ground"
 """Claim of the shared folder (infra/kubernetes/training-pool/claim.yaml), mounted at the same path as in the jobs."""
@@ -30,7 +32,7 @@ SECRETS = "proving-ground-flow"
 class WorkPool:
     """One work pool as it shall be."""
 
-    name: str
+    name: WorkPoolName
     type: str
     description: str
     concurrency_limit: int | None

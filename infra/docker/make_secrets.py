@@ -18,6 +18,8 @@ NAMES = (
 )
 PREFECT_AUTH = "prefect_auth"
 """`user:password`, as Prefect wants it."""
+PREFECT_PASSWORD = "prefect_password"  # noqa: S105 - a file's name
+"""What stands behind the colon there, as Prometheus wants it (infra/monitoring/prometheus.yaml)."""
 HUB_TOKEN = "hub_token"  # noqa: S105 - a file's name
 """Of Hugging Face's hub, for gated models; empty until somebody puts theirs there."""
 
@@ -32,13 +34,22 @@ def make_secrets(folder: Path) -> list[str]:
     made = []
     for name, secret in wanted.items():
         try:
-            file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
+            _write(folder / name, secret)
         except FileExistsError:
             continue
-        with os.fdopen(file, "w") as out:
-            out.write(secret)
         made.append(name)
+    _, password = (folder / PREFECT_AUTH).read_text().split(":", 1)
+    copy = folder / PREFECT_PASSWORD
+    # No secret of its own: it follows the other when that is made anew.
+    if not copy.exists() or copy.read_text() != password:
+        copy.unlink(missing_ok=True)
+        _write(copy, password)
     return made
+
+
+def _write(path: Path, secret: str) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444), "w") as out:
+        out.write(secret)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import ast
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from uuid import uuid4
 
@@ -35,7 +35,7 @@ def test_equal_sets_are_shown_alike_in_whatever_order_they_were_filled():
 
 
 def test_what_was_read_back_from_json_is_shown_as_before():
-    for automation in telling(uuid4()):
+    for automation in telling(uuid4(), 30):
         again = Automation.model_validate_json(automation.model_dump_json())
         assert shown(again) == shown(automation)
 
@@ -63,7 +63,7 @@ def test_a_changed_verdict_is_told_by_the_event_that_the_check_emits(monkeypatch
         check_cluster.tell_change(report, before)
     event = ReceivedEvent(id=uuid4(), occurred=datetime.now(UTC), received=datetime.now(UTC), **emitted)
 
-    [telling_it] = [automation for automation in telling(uuid4()) if covers(automation, event)]
+    [telling_it] = [automation for automation in telling(uuid4(), 30) if covers(automation, event)]
     [action] = telling_it.actions
     register_user_template_filters(all_filters)
     said = [asyncio.run(render_user_template(text, {"event": event})) for text in (action.subject, action.body)]
@@ -86,10 +86,22 @@ def test_a_crash_of_a_run_or_a_check_starts_reconcile_and_nothing_else_does(flow
 
 @pytest.mark.parametrize(("flow", "is_watched"), [("finetune", True), ("cluster-check", True), ("reconcile", False)])
 def test_heartbeats_of_runs_and_checks_are_waited_for(flow, is_watched):
-    [silent] = [a for a in reconciling(uuid4(), 30) if a.trigger.posture == Posture.Proactive]
-    trigger = ServerTrigger.model_validate(silent.trigger.model_dump(mode="json"))
     beat = of_flow_run(flow, "prefect.flow-run.heartbeat")
-    assert (trigger.covers(beat) and trigger.starts_after(beat.event)) is is_watched
+    for automations in (reconciling(uuid4(), 30), telling(uuid4(), 30)):
+        [silent] = [a for a in automations if a.trigger.posture == Posture.Proactive]
+        trigger = ServerTrigger.model_validate(silent.trigger.model_dump(mode="json"))
+        assert (trigger.covers(beat) and trigger.starts_after(beat.event)) is is_watched
+
+
+@pytest.mark.parametrize("heartbeat_s", [30, 120, 300])
+def test_a_run_counts_as_silent_after_three_of_its_own_heartbeats_for_both_who_look_and_who_are_told(heartbeat_s):
+    automations = [*reconciling(uuid4(), heartbeat_s), *telling(uuid4(), heartbeat_s)]
+    silent = {a.name: a.trigger.within for a in automations if a.trigger.posture == Posture.Proactive}
+    wanted = timedelta(seconds=3 * heartbeat_s)
+    assert silent == {
+        "reconcile: a run whose heartbeats stay away": wanted,
+        "tell: a run's heartbeats stay away": wanted,
+    }
 
 
 def of_flow_run(flow: str, happened: str) -> ReceivedEvent:

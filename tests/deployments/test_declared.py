@@ -3,15 +3,17 @@
 import copy
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
-from deployments.declared import PREFECT_YAML, REPOSITORY, Site, read_declared, read_site
+from deployments.declared import MAX_HEARTBEAT_S, PREFECT_YAML, REPOSITORY, Site, read_declared, read_site
 from deployments.deploy import FORM, Change, as_switched
-from deployments.work_pools import kubernetes_template
-from tasks.contracts.overrides import SettingsError, read_experiment
+from deployments.work_pools import WorkPoolName, kubernetes_template, work_pools
+from tasks.contracts.cluster_settings import ClusterCheck
+from tasks.contracts.overrides import SettingsError, read_experiment, read_settings
 from tasks.training.plan import plan_training
 
 # Prefect's templates and blocks warn of what is theirs to mend.
@@ -25,9 +27,11 @@ def declared():
     return {deployment.full_name: deployment for deployment in read_declared(Site())}
 
 
-def written(tmp_path: Path, change) -> Path:
+def written(tmp_path: Path, change, only: str | None = None) -> Path:
     values = copy.deepcopy(yaml.safe_load(PREFECT_YAML.read_text()))
     change({entry["name"]: entry for entry in values["deployments"]})
+    if only:
+        values["deployments"] = [entry for entry in values["deployments"] if entry["name"] == only]
     file = tmp_path / "prefect.yaml"
     file.write_text(yaml.safe_dump(values))
     return file
@@ -55,10 +59,60 @@ def test_the_references_numbers(declared):
     assert (training.num_epochs, training.max_steps_per_epoch, training.warmup_steps) == (3, 1000, 100)
     assert (lora.rank, lora.alpha, lora.dropout, training.weight_decay) == (64, 128, 0.1, 0.01)
     assert (training.save_every_steps, training.log_every_steps) == (500, 10)
+    assert (training.lr_scheduler, training.gradient_checkpointing, training.precision) == ("cosine", True, "bfloat16")
+    assert reference.dataset.max_length_tokens == 4096
     assert (reference.pool.num_nodes, reference.pool.processes_per_node) == (2, 8)
+    gates = reference.gates
+    assert (gates.min_exact_match, gates.max_final_loss, gates.min_tokens_per_s_per_gpu) == (0.85, 1.5, 2000)
+    # 16 GPUs for 4 hours.
+    assert (gates.min_inference_tokens_per_s, gates.max_hours, gates.max_gpu_hours) == (100, 4, 64)
+    poc = read_experiment(declared["finetune/poc"].fields["parameters"]["experiment"])
+    assert poc.gates == gates
+    assert poc.training.lr_scheduler == "cosine"
+
+
+def test_the_references_numbers_for_qwen2(declared):
     qwen = read_experiment(declared["finetune/poc-qwen2-7b"].fields["parameters"]["experiment"])
-    assert (qwen.training.global_batch_size, qwen.training.learning_rate) == (128, 2e-5)
-    assert qwen.training.global_batch_size == 2 * 16 * 4
+    training, lora = qwen.training, qwen.training.lora
+    assert (training.global_batch_size, training.per_device_batch_size, training.learning_rate) == (128, 2, 2e-5)
+    assert training.global_batch_size == 2 * 16 * 4
+    assert (lora.rank, lora.alpha, training.lr_scheduler, training.precision) == (64, 128, "cosine", "bfloat16")
+    assert qwen.dataset.max_length_tokens == 4096
+    assert (qwen.gates.max_final_loss, qwen.gates.min_tokens_per_s_per_gpu) == (0.5, 2000)
+
+
+def test_the_acceptance_is_held_to_the_limits_of_the_suite_it_replaces(declared):
+    check = read_settings(ClusterCheck, declared["cluster-check/acceptance"].fields["parameters"]["check"])
+    assert (check.thresholds.profile, check.training.shape) == ("reference", "lora-8b")
+    assert (check.pool.num_nodes, check.pool.processes_per_node) == (2, 8)
+
+
+def test_schedules_are_in_the_time_zones_that_they_were_meant_in(declared):
+    found = {
+        name: [(entry["cron"], entry["timezone"]) for entry in deployment.fields["schedules"]]
+        for name, deployment in declared.items()
+        if deployment.fields["schedules"]
+    }
+    assert found == {
+        "finetune/scheduled": [("0 2 * * 0", "Europe/Amsterdam")],
+        "cluster-check/nightly": [("30 3 * * *", "Etc/UTC")],
+    }
+
+
+def test_how_many_runs_of_a_deployment_there_are_at_once(declared):
+    names = ("concurrency_limit", "collision_strategy")
+    assert {name: tuple(deployment.fields[field] for field in names) for name, deployment in declared.items()} == {
+        "finetune/demo": (None, None),
+        "finetune/demo-slurm": (None, None),
+        "finetune/poc": (1, "ENQUEUE"),
+        "finetune/poc-reference": (1, "ENQUEUE"),
+        "finetune/poc-qwen2-7b": (1, "ENQUEUE"),
+        "finetune/scheduled": (1, "CANCEL_NEW"),
+        "reconcile/left-runs": (1, "ENQUEUE"),
+        "cluster-check/demo": (None, None),
+        "cluster-check/nightly": (1, "ENQUEUE"),
+        "cluster-check/acceptance": (None, None),
+    }
 
 
 @pytest.mark.parametrize(
@@ -90,8 +144,75 @@ def test_a_schedule_without_a_time_zone_is_refused(tmp_path):
     def break_schedule(entries):
         del entries["scheduled"]["schedules"][0]["timezone"]
 
-    with pytest.raises(SettingsError, match="timezone"):
+    with pytest.raises(SettingsError, match="schedules.0.timezone='': String should have at least 1 character"):
         read_declared(Site(), written(tmp_path, break_schedule))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        (
+            "scheduled",
+            {"schedules": [{"cron": "0 25 * * 9", "timezone": "Etc/UTC"}]},
+            "schedules.0.cron: '0 25 * * 9' is no cron; give minute, hour, day, month and weekday, as '0 2 * * 0'",
+        ),
+        (
+            "scheduled",
+            {"schedules": [{"cron": "0 2 * * 0", "timezone": "Europe/Amsterdamn"}]},
+            'schedules.0.timezone: Invalid timezone: "Europe/Amsterdamn" (specify in IANA tzdata format',
+        ),
+        (
+            "scheduled",
+            {"schedules": [{"cron": "0 2 * * 0", "timezone": "Etc/UTC", "actve": True}]},
+            "schedules.0.actve: unknown setting; there are: schedules.cron, schedules.timezone",
+        ),
+        (
+            "scheduled",
+            {"schedules": [{"cron": "0 2 * * 0", "timezone": "Etc/UTC", "active": "no"}]},
+            "schedules.0.active='no': Input should be a valid boolean",
+        ),
+        (
+            "scheduled",
+            {"schedules": [{"cron": "0 2 * * 0", "timezone": "Etc/UTC", "day_or": False}]},
+            "schedules.0.day_or=False: Input should be True",
+        ),
+        ("poc", {"concurrency_limit": 0}, "concurrency_limit.limit=0: Input should be greater than or equal to 1"),
+        (
+            "poc",
+            {"concurrency_limit": {"limit": -1}},
+            "concurrency_limit.limit=-1: Input should be greater than or equal to 1",
+        ),
+        (
+            "poc",
+            {"concurrency_limit": {"limit": 1, "collision_strategy": "WAIT"}},
+            "concurrency_limit.collision_strategy='WAIT': Input should be 'ENQUEUE' or 'CANCEL_NEW'",
+        ),
+        ("poc", {"work_pool": {"name": "locale"}}, "work_pool.name='locale': Input should be 'local' or 'kubernetes'"),
+        ("poc", {"descripton": "x"}, "descripton: unknown setting; did you mean description?"),
+    ],
+)
+def test_what_prefect_would_refuse_or_never_start_is_told_with_the_deployment(tmp_path, name, change, said):
+    with pytest.raises(SettingsError) as caught:
+        read_declared(Site(), written(tmp_path, lambda entries: entries[name].update(change), only=name))
+    where, what = str(caught.value).splitlines()
+    assert where == f"{name} (flows/finetune.py:finetune):"
+    assert said in what
+
+
+def test_what_a_deployment_does_not_say_is_told(tmp_path):
+    with pytest.raises(SettingsError, match="description: must be given"):
+        read_declared(Site(), written(tmp_path, lambda entries: entries["poc"].pop("description")))
+
+
+def test_two_deployments_of_one_name_are_refused(tmp_path):
+    # The two demos are of two flows, each with its own.
+    with pytest.raises(SettingsError) as caught:
+        read_declared(Site(), written(tmp_path, lambda entries: entries["poc-reference"].update(name="poc")))
+    assert str(caught.value).startswith("finetune/poc: there are 2 deployments of this name")
+
+
+def test_every_work_pool_that_may_be_named_is_made():
+    assert {pool.name for pool in work_pools()} == set(get_args(WorkPoolName))
 
 
 def test_schedules_wait_for_a_site_to_switch_them_on(declared):
@@ -109,6 +230,22 @@ def test_heartbeats_are_the_sites_whatever_shell_deploys_and_whatever_starts_the
         assert variables["image"] == "ours"
     with pytest.raises(ValidationError, match="greater than or equal to 30"):
         Site(heartbeat_s=10)
+
+
+def test_heartbeats_too_far_apart_are_refused_with_the_reason(tmp_path):
+    # The nightly check gives a pool up after as long as three that stay away may last.
+    [nightly] = [d for d in read_declared(Site()) if d.full_name == "cluster-check/nightly"]
+    check = read_settings(ClusterCheck, nightly.fields["parameters"]["check"])
+    assert check.pool.queue_limit_minutes * 60 == 3 * MAX_HEARTBEAT_S
+    assert Site(heartbeat_s=MAX_HEARTBEAT_S).heartbeat_s == 300
+    file = tmp_path / "site.yaml"
+    file.write_text("heartbeat_s: 3600")
+    with pytest.raises(SettingsError) as caught:
+        read_site(file)
+    assert str(caught.value).startswith(
+        f"{file}: heartbeat_s: 3600 s between heartbeats are more than 300: only after 3"
+    )
+    assert "180 minutes by nobody; give 30 to 300" in str(caught.value)
 
 
 @pytest.mark.parametrize("file", ["infra/slurm/site.yaml", "infra/kubernetes/site.yaml"])
@@ -156,6 +293,49 @@ def test_the_kubernetes_example_asks_for_nothing_that_a_plain_cluster_lacks():
 def test_a_site_that_names_what_is_no_deployment_is_refused():
     with pytest.raises(SettingsError, match="finetune/nightly"):
         read_declared(Site(active_schedules=("finetune/nightly",)))
+
+
+def test_a_site_in_a_work_pool_that_nobody_makes_is_refused(tmp_path):
+    file = tmp_path / "site.yaml"
+    file.write_text("work_pool: gpu")
+    with pytest.raises(SettingsError) as caught:
+        read_site(file)
+    assert str(caught.value) == f"{file}: work_pool='gpu': Input should be 'local' or 'kubernetes'"
+
+
+@pytest.mark.parametrize(
+    ("site", "lost", "seen"),
+    [
+        # The runs were moved and reconcile was not told.
+        (Site(overrides=("storage.shared=/shared/s",)), "finetune/demo", "finetune/nothing"),
+        (
+            Site(parameters={"reconcile/left-runs": {"storage": "/shared/s"}}),
+            "cluster-check/acceptance",
+            "finetune/nothing",
+        ),
+        # One deployment alone is elsewhere; a check as well as a training.
+        (
+            Site(
+                parameters={"cluster-check/demo": {"check": {"cluster": "laptop", "storage": {"shared": "/shared/s"}}}}
+            ),
+            "cluster-check/demo",
+            "finetune/poc",
+        ),
+    ],
+)
+def test_runs_that_reconcile_would_not_look_at_are_refused(site, lost, seen):
+    with pytest.raises(SettingsError) as caught:
+        read_declared(site)
+    [line] = [line for line in str(caught.value).splitlines() if line.startswith(f"{lost} ")]
+    assert "and reconcile/left-runs looks into storage=" in line
+    assert "'/shared/s'" in line
+    assert "parameters: {reconcile/left-runs: {storage: " in line
+    assert f"{seen} " not in str(caught.value)
+
+
+def test_one_folder_written_in_two_ways_is_one():
+    site = Site(overrides=("storage.shared=/shared/s/",), parameters={"reconcile/left-runs": {"storage": "/shared/s"}})
+    assert len(read_declared(site)) == 10
 
 
 def test_a_site_with_an_unknown_entry_is_refused(tmp_path):
@@ -215,7 +395,8 @@ def test_a_changed_schedule_shows_what_changes_and_nothing_else():
 
 def test_a_site_reaches_cluster_checks_and_where_files_lie_reaches_everything():
     site = Site(
-        overrides=("pool.backend=slurm", "pool.slurm.partition=gpu", "storage.shared=/shared/s", "training.seed=3")
+        overrides=("pool.backend=slurm", "pool.slurm.partition=gpu", "storage.shared=/shared/s", "training.seed=3"),
+        parameters={"reconcile/left-runs": {"storage": "/shared/s"}},
     )
     declared = {d.full_name: d.fields["parameters"] for d in read_declared(site)}
     for name in ("nightly", "acceptance"):

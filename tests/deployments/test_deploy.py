@@ -11,7 +11,7 @@ from deployments.deploy import _told
 
 @pytest.mark.parametrize(
     ("known", "said"),
-    [([], "nobody is told of failures"), (telling(uuid4()), "automations that tell people stay as they are")],
+    [([], "nobody is told of failures"), (telling(uuid4(), 30), "automations that tell people stay as they are")],
 )
 def test_an_empty_webhook_is_none_and_automations_that_are_there_are_not_denied(monkeypatch, known, said):
     server = SimpleNamespace(read_automations=lambda: known)

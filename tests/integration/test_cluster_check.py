@@ -21,6 +21,7 @@ from tasks.contracts.cluster_report import Report, Status
 from tasks.contracts.files import read_json
 from tests.faults.cluster import FAULTS, SMALL, check_once, problem_of
 from tests.integration.finetune_process import flow_run_named
+from tests.integration.planted import PLANTED, SECRETS, files_with
 from tests.processes import processes_under
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
@@ -39,11 +40,14 @@ def check(checks, stack):
         for setting in [*SMALL, f"storage.shared={checks}", "cluster=tested", *settings]:
             command += ["--set", setting]
         done = subprocess.run(
-            command, cwd=REPOSITORY, env=os.environ | stack.environment(), stdout=subprocess.PIPE,
+            command, cwd=REPOSITORY, env=os.environ | stack.environment() | PLANTED, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, timeout=400,
         )  # fmt: skip
         print(done.stdout)
         assert not processes_under(checks)
+        for secret in SECRETS:
+            assert secret not in done.stdout
+            assert files_with(checks / "checks" / name, secret) == []
         return done.returncode, done.stdout
 
     return run

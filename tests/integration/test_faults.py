@@ -25,6 +25,7 @@ from tests.integration.finetune_process import (
     wait_for_child,
     wait_for_line,
 )
+from tests.integration.planted import PLANTED, SECRETS, files_with
 from tests.processes import processes_under
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
@@ -57,10 +58,14 @@ def rank_of(storage: Path, run: str, stage: str, rank: str, limit_s: float = 180
 def test_a_killed_rank_is_failed_everywhere_with_its_own_error_and_the_run_resumes(
     first_run, start_small, storage, stack
 ):
-    process = start_small("killed", pool__num_nodes=2, pool__max_retries=0)
+    process = start_small("killed", pool__num_nodes=2, pool__max_retries=0, secrets=PLANTED)
     wait_for_line(storage / "runs" / "killed" / "jobs" / "train_adapter", "step 3/6")
     rank_of(storage, "killed", "train_adapter", "1").kill()
     assert_failed_with_its_rank(process, storage, stack, "killed", "train_adapter", 1)
+    # Errors and tracebacks may show more than a run that ends well.
+    for secret in SECRETS:
+        assert files_with(storage / "runs" / "killed", secret) == []
+        assert files_with(storage / "servers", secret) == []
 
     code, output = finish(start_small("killed", pool__num_nodes=2))
     assert code == 3, output
@@ -89,6 +94,7 @@ def assert_failed_with_its_rank(
     assert code == 1, output
     assert f"rank {rank}" in output
     assert "SIGKILL" in output
+    assert not any(secret in output for secret in SECRETS)
     state, tasks = prefect_states(stack, run)
     assert (state, tasks[stage]) == ("Failed", "Failed")
     status, children = mlflow_statuses(stack, run)
