@@ -7,16 +7,16 @@ scheduler and no server. The file is written whole and renamed; where that fails
 """
 
 import argparse
-import re
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from tasks.cluster.report import MEANINGS, samples_of
 from tasks.contracts.attempt import read_points
-from tasks.contracts.cluster_report import Status
+from tasks.contracts.cluster_report import Report, Status
 from tasks.contracts.files import read_json, write_text
+from tasks.contracts.prometheus_text import Sample, render
 from tasks.contracts.run_folder import CheckFolder
 from tasks.contracts.settings import StorageSettings
 from tasks.pool.attempts import log_paths, outcome_of, read_spec
@@ -24,7 +24,6 @@ from tasks.pool.on_disk import JobOnDisk, all_checks, all_runs, jobs_of_run
 
 NEWEST_RUNS = NEWEST_CHECKS = 50
 """Older ones have ended, and their figures are in MLflow."""
-PREFIX = "proving_ground_"
 HELP = {
     "training_tokens_per_s_per_gpu": "Newest point of the training throughput, padding not counted.",
     "training_loss": "Newest point of the training loss.",
@@ -32,15 +31,9 @@ HELP = {
     "training_point_timestamp_seconds": "When the newest point was written.",
     "job_waiting_seconds": "For how long the newest attempt has been submitted without a line from any rank; 0: it runs or ran.",
     "job_ended": "1: the newest attempt ended so.",
-    "cluster_check_status": "Whether the cluster's newest check that gave a verdict gave this one.",
-    "cluster_check_finished_seconds": "When that check ended, unix time.",
-    "cluster_check_gates": "Its gates by verdict.",
-    "cluster_check_figure": "Its figures, each in the unit that its name ends with.",
+    **MEANINGS,
     "written_timestamp_seconds": "When this file was written.",
 }
-Sample = tuple[str, dict[str, str], float]
-LABEL = re.compile(r'(\w+)="((?:[^"\\\n]|\\.)*)"(?:,|$)')
-SAMPLE = re.compile(rf"{PREFIX}(\w+)\{{(.+)\}} (\S+)")
 
 
 def samples(storage: Path, now: float) -> Iterator[Sample]:
@@ -74,82 +67,25 @@ def _of_job(job: JobOnDisk, now: float) -> Iterator[Sample]:
 
 
 def _of_checks(storage: Path) -> Iterator[Sample]:
-    """What each cluster's newest check with a verdict wrote.
+    """What each cluster's newest check with a verdict found.
 
     One that gave way to training looked at nothing, and one that did a fault to itself says nothing of the cluster. Where the
-    newest cannot be read, an older one's figures would be taken for its own: then there are none.
+    newest cannot be read nobody knows whose it is, and an older one's figures might be taken for its own: then there are none.
     """
     told: set[str] = set()
     for name in reversed(all_checks(storage)[-NEWEST_CHECKS:]):
-        folder = CheckFolder(StorageSettings(shared=str(storage)), name)
-        if not folder.verdict.exists():
+        verdict = CheckFolder(StorageSettings(shared=str(storage)), name).verdict
+        if not verdict.exists():
             continue
         try:
-            check = read_json(folder.check)["check"]
-            cluster = check["cluster"]
-            if cluster in told or check["inject"] is not None:
-                continue
-            told.add(cluster)
-            report = read_json(folder.verdict)
-            if report["status"] == Status.SKIP:
-                told.remove(cluster)
-                continue
-            yield from _whole(folder.report / "cluster-check.prom", report["figures"])
-        except (OSError, ValueError, KeyError) as error:
-            # Cron mails it; the other figures are told all the same.
-            print(f"check {name} cannot be read: {error!r}", file=sys.stderr)
-
-
-def _whole(path: Path, figures: list[dict[str, Any]]) -> list[Sample]:
-    """The samples of a check's file.
-
-    Args:
-        figures: those of the verdict, which is written last; several processes of a node may tell the same one.
-
-    Raises:
-        OSError: there is no such file.
-        ValueError: a part of it is missing, or is nothing that is told here.
-    """
-    text = path.read_text(encoding="utf-8")
-    if not text.endswith("\n"):
-        raise ValueError(f"{path} is not whole: it ends in the middle of a line")
-    found = [_sample(line) for line in text.splitlines() if not line.startswith("#")]
-    series = {(f["stage"], f["place"], *(f["figure"][key] for key in ("name", "size_bytes", "peer"))) for f in figures}
-    expected = {"status": len(Status), "finished_seconds": 1, "gates": len(Status), "figure": len(series)}
-    for name, number in expected.items():
-        there = sum(metric == f"cluster_check_{name}" for metric, _, _ in found)
-        if there != number:
-            raise ValueError(f"{path} is not whole: {there} of {number} series of {name}")
-    return found
-
-
-def _sample(line: str) -> Sample:
-    match = SAMPLE.fullmatch(line)
-    labels = LABEL.findall(match[2]) if match else []
-    if match is None or match[1] not in HELP or LABEL.sub("", match[2]):
-        raise ValueError(f"{line!r} is no sample of {', '.join(HELP)}")
-    return match[1], {key: _plain(text) for key, text in labels}, float(match[3])
-
-
-def render(found: list[Sample]) -> str:
-    """The text format of Prometheus; every metric is a gauge."""
-    lines = []
-    for name, meaning in HELP.items():
-        full = f"{PREFIX}{name}"
-        lines += [f"# HELP {full} {meaning}", f"# TYPE {full} gauge"]
-        for metric, labels, value in found:
-            if metric == name:
-                inside = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-                lines.append(f"{full}{{{inside}}} {value!r}" if inside else f"{full} {value!r}")
-    return "\n".join(lines) + "\n"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"\\(.)", lambda match: "\n" if match[1] == "n" else match[1], text)
+            report = Report.model_validate(read_json(verdict))
+        except (OSError, ValueError) as error:
+            # Cron mails it; the runs' figures are told all the same.
+            print(f"{verdict} cannot be read, so nothing is told of it and of older checks: {error}", file=sys.stderr)
+            return
+        if report.cluster not in told and report.status is not Status.SKIP and report.injected is None:
+            told.add(report.cluster)
+            yield from samples_of(report)
 
 
 def main() -> None:
@@ -163,7 +99,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="file of the textfile collector, ending in .prom")
     arguments = parser.parse_args()
-    write_text(arguments.out, render(list(samples(arguments.storage.resolve(), time.time()))))
+    write_text(arguments.out, render(list(samples(arguments.storage.resolve(), time.time())), HELP))
 
 
 if __name__ == "__main__":

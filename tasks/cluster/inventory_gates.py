@@ -250,10 +250,7 @@ def _nearness(gpus: Any) -> str | None:
     """A node's GPUs by what is how near to each, in words; None: not told of one."""
     if not isinstance(gpus, list) or not gpus or len(dicts_of(gpus)) < len(gpus):
         return None
-    alike = Counter(
-        "; ".join(f"{what} {_counted(gpu.get(key))}" for what, key in (("adapters", "adapters"), ("GPUs", "gpus")))
-        for gpu in dicts_of(gpus)
-    )
+    alike = Counter(f"adapters {_counted(gpu.get('adapters'))}; GPUs {_counted(gpu.get('gpus'))}" for gpu in gpus)
     return ", ".join(
         f"{count} x ({near})" for near, count in sorted(alike.items(), key=lambda item: (-item[1], item[0]))
     )

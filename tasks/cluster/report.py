@@ -1,5 +1,6 @@
 """A report from evidence, and its plain forms: terminal, Markdown, JUnit XML, Prometheus' text format."""
 
+import math
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -11,8 +12,16 @@ from tasks.cluster.judge import judge, references_of, statement_of, status_of, s
 from tasks.cluster.reaction import told
 from tasks.contracts.cluster_report import Finding, NodeFacts, Report, Status
 from tasks.contracts.files import digest_of
+from tasks.contracts.prometheus_text import Sample, render
 
 MAX_REACTION_CHARACTERS = 5000
+MEANINGS = {
+    "cluster_check_status": "Whether the cluster's newest check gave this verdict.",
+    "cluster_check_finished_seconds": "When that check ended, unix time.",
+    "cluster_check_gates": "Its gates by verdict.",
+    "cluster_check_figure": "Its figures, each in the unit that its name ends with.",
+}
+"""Of what Prometheus is told."""
 GOOD = (Status.PASS, Status.WARN)
 FINGERPRINT = ("torch", "cuda", "nccl", "kernel", "processor", "num_processors", "num_threads")
 
@@ -260,33 +269,30 @@ def junit(report: Report) -> str:
 
 def prometheus(report: Report) -> str:
     """Prometheus' text format, for node_exporter's textfile collector."""
-    name = "proving_ground_cluster_check"
-    label = f'cluster="{_label(report.cluster)}"'
+    return render(samples_of(report), MEANINGS)
+
+
+def samples_of(report: Report) -> list[Sample]:
+    """What Prometheus is told of a check; a figure without a number is NaN."""
+    cluster = {"cluster": report.cluster}
     finished = datetime.fromisoformat(report.started).timestamp() + report.seconds
-    lines = [
-        f"# HELP {name}_status Whether the newest check has this verdict.",
-        f"# TYPE {name}_status gauge",
-        *(f'{name}_status{{{label},verdict="{s.value}"}} {int(report.status is s)}' for s in Status),
-        f"# HELP {name}_finished_seconds When the newest check ended, unix time.",
-        f"# TYPE {name}_finished_seconds gauge",
-        f"{name}_finished_seconds{{{label}}} {finished:.0f}",
-        f"# HELP {name}_gates Gates of the newest check by verdict.",
-        f"# TYPE {name}_gates gauge",
-        *(f'{name}_gates{{{label},verdict="{s.value}"}} {_count(report.findings, s)}' for s in Status),
-        f"# HELP {name}_figure Every figure of the newest check, in the unit that its name ends with.",
-        f"# TYPE {name}_figure gauge",
-    ]
-    series: dict[str, str] = {}
+    found: list[Sample] = [("cluster_check_finished_seconds", cluster, round(finished))]
+    for status in Status:
+        labels = cluster | {"verdict": status.value}
+        found.append(("cluster_check_status", labels, report.status is status))
+        found.append(("cluster_check_gates", labels, sum(finding.status is status for finding in report.findings)))
+    # A node's figures are told by each of its processes, and one series may stand there once.
+    series: dict[tuple[str, ...], Sample] = {}
     for placed in report.figures:
-        figure, value = placed.figure, placed.figure.value
-        labels = {"stage": placed.stage, "figure": figure.name, "place": placed.place}
+        figure = placed.figure
+        labels = cluster | {"stage": placed.stage, "figure": figure.name, "place": placed.place}
         labels |= {"size_bytes": str(figure.size_bytes)} if figure.size_bytes is not None else {}
         labels |= {"peer": figure.peer} if figure.peer is not None else {}
-        told = ",".join(f'{key}="{_label(text)}"' for key, text in labels.items())
-        # A node's figures are told by each of its processes, and one series may stand there once.
-        series.setdefault(told, "NaN" if value is None or value != value else repr(float(value)))
-    lines += [f"{name}_figure{{{label},{told}}} {value}" for told, value in series.items()]
-    return "\n".join(lines) + "\n"
+        value = math.nan if figure.value is None else figure.value
+        series.setdefault(
+            tuple(f"{key}={text}" for key, text in labels.items()), ("cluster_check_figure", labels, value)
+        )
+    return [*found, *series.values()]
 
 
 def _count(findings: Sequence[Finding], status: Status) -> str:
@@ -304,10 +310,6 @@ def _sentence(text: str) -> str:
 
 def _cell(text: Any, limit: int = 300) -> str:
     return _short(str(text).replace("|", "\\|").replace("`", "'"), limit)
-
-
-def _label(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def _xml(text: str) -> str:

@@ -37,8 +37,6 @@ SHAPES: Mapping[Shape, ModelShape] = {
     "lora-1b": ModelShape(2048, 8192, 16, 32, 8, 128256, 4096, 4, 64),
     "lora-8b": ModelShape(4096, 14336, 32, 32, 8, 128256, 4096, 2, 64),
 }
-
-
 SHARD_SIZE = "2GB"
 
 

@@ -32,11 +32,6 @@ def implementation(attention: Attention) -> str:
     return FLEX if attention == "flex" else PACKED
 
 
-def setting_of(implementation: str) -> Attention:
-    """The setting by transformers' name."""
-    return "flex" if implementation == FLEX else "varlen"
-
-
 def register() -> None:
     """Make :data:`PACKED` known to transformers as an attention implementation.
 
@@ -46,20 +41,19 @@ def register() -> None:
     AttentionInterface.register(PACKED, packed_attention)
 
 
-def check_kept_apart(model: Any, attention: Attention) -> None:
+def check_kept_apart(model: Any) -> None:
     """Let a model pass that reads each of two conversations laid end to end as if it were alone.
 
     Not all do that can be told where conversations begin: layers with a state that is carried along (Mamba, short convolutions,
     linear attention) go on with the one before, and some count positions by themselves.
 
     Args:
-        model: a causal language model that was told its attention.
-        attention: which, as the setting is called.
+        model: a causal language model that was told its attention (:func:`implementation`).
 
     Raises:
         ValueError: it does not, with what to set instead.
     """
-    other = "flex" if attention == "varlen" else "varlen"
+    attention, other = ("flex", "varlen") if model.config._attn_implementation == FLEX else ("varlen", "flex")
     instead = (
         f"set training.attention={other}, or training.precision=float32 with training.attention=varlen, in which each "
         "conversation is padded"

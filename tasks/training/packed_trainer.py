@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from trl import SFTTrainer
 
 from tasks.dataset.stored import IGNORED
-from tasks.models.packed_attention import check_kept_apart, setting_of
+from tasks.models.packed_attention import check_kept_apart
 from tasks.training.answer_only_loss import per_answer
 from tasks.training.frozen_head import frozen_head_loss, is_plain_product
 
@@ -41,7 +41,7 @@ class PackedTrainer(SFTTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         base = self.model.get_base_model()
-        check_kept_apart(base, setting_of(base.config._attn_implementation))
+        check_kept_apart(base)
         self._head_weight: torch.Tensor | None = None
         if is_plain_product(base):
             self._head_weight = base.get_output_embeddings().weight

@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from tasks.models.fp8_base import Fp8Linear
-from tasks.models.packed_attention import check_kept_apart, setting_of
+from tasks.models.packed_attention import check_kept_apart
 from tasks.training.answer_only_loss import AnswerOnlyTrainer
 
 
@@ -28,8 +28,7 @@ class ShardedTrainer(AnswerOnlyTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.args.padding_free:
-            base = self.model.get_base_model()
-            check_kept_apart(base, setting_of(base.config._attn_implementation))
+            check_kept_apart(self.model.get_base_model())
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
         """One adapter on all ranks. transformers would average each gradient as it comes, which gloo cannot."""

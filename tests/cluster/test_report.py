@@ -54,8 +54,8 @@ def test_prometheus_text_is_well_formed(report):
     series = [line.rpartition(" ")[0] for line in lines if not line.startswith("#")]
     assert len(series) == len(set(series))
     assert any("clock_ahead_s" in line for line in series)
-    assert 'proving_ground_cluster_check_status{cluster="cluster",verdict="FAIL"} 1' in lines
-    assert 'proving_ground_cluster_check_status{cluster="cluster",verdict="PASS"} 0' in lines
+    assert 'proving_ground_cluster_check_status{cluster="cluster",verdict="FAIL"} 1.0' in lines
+    assert 'proving_ground_cluster_check_status{cluster="cluster",verdict="PASS"} 0.0' in lines
 
 
 def test_what_a_person_reads_names_the_culprits_and_what_to_do(report):

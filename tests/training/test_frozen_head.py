@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from tasks.training import frozen_head
 from tasks.training.frozen_head import frozen_head_loss, is_plain_product
+from tests.training.toy import SIZES
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1, 7, 64])
@@ -30,25 +31,14 @@ def test_the_head_itself_gets_no_gradient():
     assert weight.grad is None
 
 
-SMALL = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-}
-
-
 @pytest.mark.parametrize(
     ("config", "is_plain"),
     [
-        (transformers.LlamaConfig(**SMALL), True),
-        (transformers.CohereConfig(**SMALL, logit_scale=0.0625), True),
-        (transformers.Gemma2Config(**SMALL, head_dim=16, final_logit_softcapping=30.0), False),
-        (transformers.Gemma2Config(**SMALL, head_dim=16, final_logit_softcapping=None), True),
-        (transformers.PhiConfig(**SMALL), False),
+        (transformers.LlamaConfig(**SIZES), True),
+        (transformers.CohereConfig(**SIZES, logit_scale=0.0625), True),
+        (transformers.Gemma2Config(**SIZES, head_dim=16, final_logit_softcapping=30.0), False),
+        (transformers.Gemma2Config(**SIZES, head_dim=16, final_logit_softcapping=None), True),
+        (transformers.PhiConfig(**SIZES), False),
     ],
     ids=["llama", "cohere's factor", "gemma 2's cap", "gemma 2 without", "phi's bias"],
 )
@@ -66,6 +56,6 @@ def test_a_head_that_is_more_than_a_product_is_noticed(config, is_plain, dtype):
 # PEFT asks for it by the old name.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_a_head_with_an_adapter_is_no_plain_product():
-    model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**SMALL))
+    model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**SIZES))
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["lm_head"]))
     assert not is_plain_product(adapted.get_base_model())

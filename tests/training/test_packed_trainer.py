@@ -17,7 +17,7 @@ from tasks.training.adapter import lora_config
 from tasks.training.packed_trainer import PackedTrainer
 from tasks.training.rows import load_rows
 from tests.conftest import REPOSITORY
-from tests.training.toy import POSITIONS, SETTINGS, TOTAL_STEPS, VOCABULARY, arguments, make_model, make_rows, points
+from tests.training.toy import POSITIONS, SETTINGS, SIZES, TOTAL_STEPS, arguments, make_model, make_rows, points
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,24 +26,14 @@ pytestmark = [
 ]
 
 
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": POSITIONS,
-    "initializer_range": 0.3,
-    "pad_token_id": 1,
-}
+LEARNING = {**SIZES, "max_position_embeddings": POSITIONS, "initializer_range": 0.3}
 KINDS = {
-    "llama": LlamaConfig(**SIZES),
+    "llama": LlamaConfig(**LEARNING),
     # A window shorter than the rows, caps that are met, inside and after the head.
     "gemma2": Gemma2Config(
-        **SIZES, head_dim=16, sliding_window=8, attn_logit_softcapping=2.0, final_logit_softcapping=3.0
+        **LEARNING, head_dim=16, sliding_window=8, attn_logit_softcapping=2.0, final_logit_softcapping=3.0
     ),
-    "phi": PhiConfig(**SIZES),
+    "phi": PhiConfig(**LEARNING),
 }
 
 

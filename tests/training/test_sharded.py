@@ -55,7 +55,7 @@ def held_around_the_look(ranks, folder: Path) -> str:
     model.set_attn_implementation(PACKED)
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))
     before = held_parameters(adapted)
-    check_kept_apart(adapted.get_base_model(), "varlen")
+    check_kept_apart(adapted.get_base_model())
     return f"{before} {held_parameters(adapted)}"
 
 

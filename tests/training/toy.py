@@ -22,6 +22,16 @@ SETTINGS = {
     "collective_timeout_minutes": 1.0,
 }
 TOTAL_STEPS = 24
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "pad_token_id": 1,
+}
+"""Of a toy model of any family, by transformers' names."""
 
 
 def make_model(folder: Path, *, seed: int = 1) -> Path:
@@ -33,17 +43,11 @@ def make_model(folder: Path, *, seed: int = 1) -> Path:
 
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
+        **SIZES,
         max_position_embeddings=POSITIONS,
         initializer_range=0.3,
         bos_token_id=0,
         eos_token_id=1,
-        pad_token_id=1,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w2"))
