@@ -71,13 +71,17 @@ def load_model(folder: Path, precision: Resolved, *, num_shards: int = 1) -> Pre
             folder, dtype=dtype, use_safetensors=True, distributed_config=DistributedConfig(fsdp_size=num_shards)
         )
         return sharded
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    where = device()
+    # Each matrix goes to the GPU as it is read: otherwise every rank of a node held the model in the node's memory first.
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, device_map=None if where.type == "cpu" else {"": where}
+    )
     if precision == "mixed":
         for part in model.modules():
             if isinstance(part, torch.nn.Linear):
                 # A parameter of its own: a head that is tied to the embedding parts from it here.
                 part.weight = torch.nn.Parameter(part.weight.detach().bfloat16(), requires_grad=False)
-    loaded: PreTrainedModel = model.to(device())
+    loaded: PreTrainedModel = model.to(where)
     return loaded
 
 

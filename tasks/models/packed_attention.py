@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+
+from tasks.models.shards import drop_gathered
 
 PACKED = "proving_ground_packed"
 FLEX = "flex_attention"
@@ -92,10 +93,7 @@ def second_of_two(model: Any) -> tuple[float, float]:
             )
     finally:
         model.train(is_training)
-        for module in model.modules():
-            # After a forward pass without gradients FSDP keeps what it gathered last.
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        drop_gathered(model)
     size = together.norm()
     return float((together - beside_another).norm() / size), float((together - alone).norm() / size)
 
@@ -170,6 +168,8 @@ def packed_attention(
     return output.unsqueeze(0), None
 
 
+# Compiled it would be so anew for every list of lengths.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _one_by_one(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, scaling: float | None
 ) -> torch.Tensor:

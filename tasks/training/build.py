@@ -18,7 +18,7 @@ from tasks.training.elastic import Elastic
 from tasks.training.packed_trainer import PackedTrainer
 from tasks.training.plan import TrainingPlan
 from tasks.training.ranks import START_LIMIT_S
-from tasks.training.sharded_trainer import ShardedTrainer
+from tasks.training.sharded import Sharded
 from tasks.training.zero3_trainer import Zero3Trainer, join_deepspeed
 
 
@@ -34,8 +34,12 @@ class _OnCpu(Elastic, AnswerOnlyTrainer):
     """The loss that is cheap without Triton."""
 
 
-class _Sharded(Elastic, ShardedTrainer):
-    """The base in shards, on whatever device."""
+class _ShardedOnGpu(Elastic, Sharded, PackedTrainer):
+    """The base in shards, conversations end to end."""
+
+
+class _ShardedExactly(Elastic, Sharded, AnswerOnlyTrainer):
+    """The base in shards, on a processor or in float32."""
 
 
 class _Zero3(Zero3Trainer, AnswerOnlyTrainer):
@@ -117,8 +121,14 @@ def build_trainer(
     if packed:
         register()
         model.set_attn_implementation(implementation(settings.attention))
-    kind = _Zero3 if is_zero3 else _Sharded if is_sharded else _OnCpu if is_cpu else _OnGpu if packed else _OnGpuExactly
-    trainer = kind(
+    kind: Any
+    if is_zero3:
+        kind = _Zero3
+    elif is_sharded:
+        kind = _ShardedOnGpu if packed else _ShardedExactly
+    else:
+        kind = _OnCpu if is_cpu else _OnGpu if packed else _OnGpuExactly
+    trainer: Elastic = kind(
         model=model,
         args=config,
         train_dataset=rows,

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
+from tasks.models.shards import drop_gathered
+
 TOKENS_AT_A_TIME = 2048
 LARGE = 1000.0
 """Logits of such a size meet any cap."""
@@ -82,26 +84,24 @@ def is_plain_product(model: Any) -> bool:
     try:
         logits = []
         for factor in (1.0, LARGE):
-            model.set_output_embeddings(_Times(factor))
+            leave_out(head, factor)
             with torch.no_grad():
                 logits.append(model(input_ids=ids, use_cache=False).logits.float())
     finally:
-        model.set_output_embeddings(head)
+        del head.forward
         model.train(is_training)
         model.set_attn_implementation(attention)
+        drop_gathered(model)
     # Rounding in bfloat16 is 0.4 %; what is capped stays far below.
     return bool((logits[1] - LARGE * logits[0]).norm() < 0.02 * LARGE * logits[0].norm())
 
 
-class _Times(torch.nn.Module):
-    """In a head's place: what goes in, times a factor."""
+def leave_out(head: torch.nn.Module, factor: float = 1.0) -> None:
+    """Let a head hand on what it is given, times a factor; ``del head.forward`` undoes it.
 
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self._factor = factor
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._factor * hidden
+    The module stays, with what hangs on its call: FSDP2 gathers its matrix there, with the last norm's.
+    """
+    head.forward = lambda hidden: hidden if factor == 1 else factor * hidden
 
 
 @cache

@@ -16,8 +16,9 @@ from trl import SFTTrainer
 
 from tasks.dataset.stored import IGNORED
 from tasks.models.packed_attention import check_kept_apart
+from tasks.models.shards import whole
 from tasks.training.answer_only_loss import per_answer
-from tasks.training.frozen_head import frozen_head_loss, is_plain_product
+from tasks.training.frozen_head import frozen_head_loss, is_plain_product, leave_out
 
 POSITIONS, TARGETS = "answer_positions", "answer_targets"
 ATTENTION_KERNELS = [
@@ -27,6 +28,10 @@ ATTENTION_KERNELS = [
     SDPBackend.MATH,
 ]
 """The fastest first, as measured on Hopper."""
+
+KINDS_OF_LAYERS = 64
+"""A kind of layer is compiled by itself (with an adapter or none, recomputed or not, with a window or none), and so is what it is
+given (a gradient to hand on or none; lengths met once, any, all equal). Past torch's own limit, 8, a layer runs uncompiled."""
 
 
 class PackedTrainer(SFTTrainer):
@@ -42,16 +47,15 @@ class PackedTrainer(SFTTrainer):
         super().__init__(*args, **kwargs)
         base = self.model.get_base_model()
         check_kept_apart(base)
-        self._head_weight: torch.Tensor | None = None
+        self._head: torch.nn.Module | None = None
         if is_plain_product(base):
-            self._head_weight = base.get_output_embeddings().weight
+            self._head = base.get_output_embeddings()
             # The model then returns what would go into the head.
-            base.set_output_embeddings(torch.nn.Identity())
+            leave_out(self._head)
         # A compiled layer that is recomputed draws other dropout masks than it had (huggingface/peft#3020); without
         # recomputing a test with dropout had not ended after a minute on a GPU, which was not looked into.
         if not any(config.lora_dropout for config in self.model.peft_config.values()):
-            for layer in base.get_decoder().layers:
-                layer.compile()
+            compile_layers(base)
         self.data_collator = _WithAnswers(self.data_collator)
 
     def compute_loss(
@@ -68,10 +72,11 @@ class PackedTrainer(SFTTrainer):
             name: value for name, value in inputs.items() if name not in ("labels", "seq_idx", POSITIONS, TARGETS)
         }
         output = model(**context, use_cache=False, logits_to_keep=inputs[POSITIONS]).logits[0]
-        if self._head_weight is None:
+        if self._head is None:
             total = cross_entropy(output.float(), inputs[TARGETS], reduction="sum")
         else:
-            total = frozen_head_loss(output.to(self._head_weight.dtype), self._head_weight, inputs[TARGETS])
+            weight = whole(self._head.weight)
+            total = frozen_head_loss(output.to(weight.dtype), weight, inputs[TARGETS])
         return per_answer(self, total, inputs[TARGETS].shape[0], num_items_in_batch)
 
     @contextmanager
@@ -84,6 +89,16 @@ class PackedTrainer(SFTTrainer):
             stack.enter_context(sdpa_kernel(ATTENTION_KERNELS, set_priority=True))
             stack.enter_context(disable_input_dtype_casting(self.model))
             yield
+
+
+def compile_layers(model: Any, backend: str = "inductor") -> None:
+    """Let each decoder layer of a causal language model be compiled when it is first used.
+
+    Its computation only, not what hangs on its call: FSDP2 gathers a layer's matrices there and drops them after.
+    """
+    torch._dynamo.config.recompile_limit = KINDS_OF_LAYERS
+    for layer in model.get_decoder().layers:
+        layer.forward = torch.compile(layer.forward, backend=backend)
 
 
 class _WithAnswers:

@@ -33,7 +33,7 @@ from tasks.training.rank_report import RankReports
 from tasks.training.ranks import START_LIMIT_S, Ranks
 from tasks.training.reporter import LOSS, MFU, SPEED, Reporter, say
 from tasks.training.rows import load_rows, num_tokens
-from tasks.training.sharded_trainer import ShardedTrainer, held_parameters
+from tasks.training.sharded import Sharded, held_parameters
 from tasks.training.start import agree_on_checkpoint, binding_of, check_inputs, on_rank_0, ranks_without_fp8
 from tasks.training.stop_request import StopRequest
 from tasks.training.useful_work import flops_per_token
@@ -158,7 +158,7 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
             f"{len(rows)} conversations, {plan.total_steps} steps of {settings.global_batch_size}: {ranks.world_size} "
             f"ranks x {plan.per_device_batch_size} x {plan.accumulation_steps} accumulated; {trainable:,} trainable "
             f"parameters, {precision_of(settings)}"
-            + (f"; the base in shards, {held:,} parameters a rank" if isinstance(trainer, ShardedTrainer) else "")
+            + (f"; the base in shards, {held:,} parameters a rank" if isinstance(trainer, Sharded) else "")
             + (f"; going on from {folder_of(checkpoints, resumed).name}" if resumed is not None else "")
         )
     ranks.barrier("after loading the model", START_LIMIT_S)

@@ -190,6 +190,7 @@ def ours(
     told = [line for line in output.splitlines() if any(word in line for word in TOLD)]
     print(*told, sep="\n", flush=True)
     told_points = read_points(root / "job")
+    print(f"loss {told_points[0][1]['train/loss']:.4f} to {told_points[-1][1]['train/loss']:.4f} nats", flush=True)
     points = [metrics for step, metrics in told_points if step > WARMUP_STEPS]
     quiet = [p for p in points if HELD not in p]
     if not quiet:

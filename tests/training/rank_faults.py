@@ -7,6 +7,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ def plant(rank: int, faults: Mapping[str, Any]) -> None:
     ``hang``, ``nan``, ``signal``: ``{"rank": 1, "forward": 7}``; the rank's 7th forward pass never ends, has a loss that is
     no number, or gets the signal ``number``.
     ``free_bytes``: what the disk says is free.
+    ``is_packed``: no fault: training goes as on a GPU, conversations end to end and layers compiled, without the C++ compiler.
     ``count_layers``: no fault: a file for how often each layer's forward pass ran on rank 0, recomputed ones again.
     """
     count = 0
@@ -57,6 +59,8 @@ def plant(rank: int, faults: Mapping[str, Any]) -> None:
         self.register_forward_pre_hook(hook, with_kwargs=True)
 
     LlamaForCausalLM.__init__ = with_hook
+    if faults.get("is_packed"):
+        _pack()
     if rank == 0 and "count_layers" in faults:
         _count_layers(Path(faults["count_layers"]))
     if "free_bytes" in faults:
@@ -66,6 +70,13 @@ def plant(rank: int, faults: Mapping[str, Any]) -> None:
 
 def _is_here(fault: Mapping[str, int], rank: int, count: int) -> bool:
     return fault["rank"] == rank and fault["forward"] == count
+
+
+def _pack() -> None:
+    from tasks.training import build, packed_trainer, train
+
+    build.is_packed = train.is_packed = lambda settings: True
+    packed_trainer.compile_layers = partial(packed_trainer.compile_layers, backend="aot_eager")
 
 
 def _count_layers(file: Path) -> None:

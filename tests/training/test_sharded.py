@@ -31,6 +31,14 @@ def test_shards_change_what_a_rank_holds_and_nothing_that_is_learnt(toy_job, unb
     assert {name: tensor.shape for name, tensor in ours.items()} == {n: t.shape for n, t in theirs.items()}
 
 
+@pytest.mark.parametrize(("strategy", "checkpointing"), [("ddp", False), ("fsdp", False), ("fsdp", True)])
+def test_conversations_end_to_end_in_compiled_layers_are_the_same_training(toy_job, unbroken, strategy, checkpointing):
+    """The trainers of a GPU, for which its kernels alone are missing here."""
+    job = toy_job(strategy=strategy, gradient_checkpointing=checkpointing)
+    job.run(2, is_packed=True)
+    assert_same_training(job, unbroken, is_balanced=True)
+
+
 def test_a_run_goes_on_with_the_other_strategy_and_on_another_number_of_ranks(toy_job, unbroken):
     job = toy_job(strategy="fsdp")
     attempt = job.start(2, signal={"rank": 1, "forward": 14, "number": int(signal.SIGTERM)})
@@ -48,7 +56,7 @@ def held_around_the_look(ranks, folder: Path) -> str:
 
     from tasks.models.load import load_model
     from tasks.models.packed_attention import PACKED, check_kept_apart, register
-    from tasks.training.sharded_trainer import held_parameters
+    from tasks.training.sharded import held_parameters
 
     model = load_model(folder / "model", "bfloat16", num_shards=2)
     register()

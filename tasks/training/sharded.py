@@ -6,29 +6,17 @@ Checkpoints and results are therefore those of data parallelism, and a run goes 
 number of ranks: a sharded state to save, gather or convert does not exist.
 """
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
+from trl import SFTTrainer
 
 from tasks.models.fp8_base import Fp8Linear
-from tasks.models.packed_attention import check_kept_apart
-from tasks.training.answer_only_loss import AnswerOnlyTrainer
 
 
-class ShardedTrainer(AnswerOnlyTrainer):
-    """:class:`~trl.SFTTrainer` on a model that ``from_pretrained`` sharded (``DistributedConfig.fsdp_size``).
-
-    On a GPU in bfloat16 conversations lie end to end. The head is called as a module, which FSDP2 gathers; the losses that read
-    its matrix would find a shard.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if self.args.padding_free:
-            check_kept_apart(self.model.get_base_model())
+class Sharded(SFTTrainer):
+    """A mixin before a :class:`~trl.SFTTrainer` on a model that ``from_pretrained`` sharded (``DistributedConfig.fsdp_size``)."""
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
         """One adapter on all ranks. transformers would average each gradient as it comes, which gloo cannot."""

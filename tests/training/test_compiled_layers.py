@@ -1,0 +1,45 @@
+"""Layers of several kinds, given inputs of several kinds: each is compiled, none runs as it is."""
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from tasks.models.packed_attention import PACKED, _end_to_end, register
+from tasks.training.packed_trainer import compile_layers
+from tests.training.toy import POSITIONS, SIZES
+
+
+def train_a_little() -> None:
+    """Adapters in the upper layers, every other layer recomputed; equal lengths, whose layers have no break, met and not met yet."""
+    torch.manual_seed(0)
+    register()
+    config = LlamaConfig(**SIZES | {"num_hidden_layers": 4}, max_position_embeddings=POSITIONS)
+    base = AutoModelForCausalLM.from_config(config)
+    base.set_attn_implementation(PACKED)
+    base.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=2)
+    upper = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], layers_to_transform=[2, 3])
+    model = peft.get_peft_model(base, upper).train()
+    compile_layers(base, backend="eager")
+    for lengths in ((5, 5), (7, 7), (6, 6, 6)):
+        ids = torch.arange(sum(lengths))[None]
+        model(**_end_to_end(ids, lengths), use_cache=False).logits.square().mean().backward()
+
+
+@pytest.fixture(autouse=True)
+def _from_nothing():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+# Shown, and no errors: torch's compiler warns of itself wherever it traces.
+@pytest.mark.filterwarnings("default")
+def test_no_kind_of_layer_is_left_out(monkeypatch):
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        train_a_little()
+        # So many kinds they are: by torch's own limit some would be.
+        torch._dynamo.reset()
+        monkeypatch.setattr("tasks.training.packed_trainer.KINDS_OF_LAYERS", 8)
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            train_a_little()
