@@ -7,7 +7,7 @@ TEST_DATA := $(VENV)/.test-data
 REPEAT ?= 10
 SLURM_TESTS ?= tests/pool/test_slurm.py tests/pool/test_slurm_drain.py tests/integration/test_finetune_slurm.py
 
-.PHONY: help install demo ui deploy test test-fast test-gpu test-slurm test-kubernetes stack-test faults faults-pool faults-cluster \
+.PHONY: help install tools demo ui deploy test test-fast test-gpu test-slurm test-kubernetes stack-test faults faults-pool faults-cluster \
 	check-cluster benchmark-inference audit mutations licences check format clean
 
 help:  ## show this help
@@ -27,6 +27,15 @@ $(TEST_DATA): $(INSTALLED) constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llama-models qwen-agent \
 		mistral-common pydantic-extra-types pycountry sentencepiece tiktoken bfcl-eval statsmodels patsy
 	touch $@
+
+tools: $(BIN)/promtool  ## Debian's promtool and Chromium, without which make test leaves a few tests out; root
+	which chromium > /dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium > /dev/null
+
+$(BIN)/promtool: $(INSTALLED)
+	@# Taken out of its package, which would start a server where it is installed.
+	apt-get update -qq
+	cd $(VENV) && apt-get download -qq prometheus && dpkg-deb -x prometheus_*.deb prometheus && rm prometheus_*.deb
+	mv $(VENV)/prometheus/usr/bin/promtool $@ && rm -r $(VENV)/prometheus
 
 demo: $(INSTALLED)  ## the whole pipeline on this machine, with a real 135M-parameter model
 	$(BIN)/python -m flows.finetune demo

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -66,9 +67,9 @@ OURS = {
 LABELS = OTHERS | {f"proving_ground_{name}": labels for name, labels in OURS.items()}
 EVERY_SERIES_HAS = {"job", "instance"}
 EXPORTED = {*OTHERS, *(f"proving_ground_{name}" for name in HELP)}
-needs_promtool = pytest.mark.skipif(
-    not shutil.which("promtool"), reason="no promtool here (Debian: prometheus); CI has one"
-)
+# `make tools` puts it beside Python.
+PROMTOOL = shutil.which("promtool", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="no promtool here: make tools brings one")
 
 
 def rules() -> list[dict]:
@@ -246,7 +247,7 @@ def test_every_alert_has_series_on_which_it_fires():
 
 @needs_promtool
 def test_alerts_fire_on_recorded_series_and_only_there():
-    done = subprocess.run(["promtool", "test", "rules", "alerts.test.yaml"], cwd=FOLDER, capture_output=True, text=True)
+    done = subprocess.run([PROMTOOL, "test", "rules", "alerts.test.yaml"], cwd=FOLDER, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -260,9 +261,7 @@ def test_an_alert_that_can_never_fire_fails_its_test(tmp_path, alert):
                 rule["expr"] = f"({rule['expr']}) and on () vector(0) > 1"
     (tmp_path / "alerts.yaml").write_text(yaml.safe_dump(broken))
     shutil.copy(FOLDER / "alerts.test.yaml", tmp_path)
-    done = subprocess.run(
-        ["promtool", "test", "rules", "alerts.test.yaml"], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = subprocess.run([PROMTOOL, "test", "rules", "alerts.test.yaml"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0
 
 
@@ -272,7 +271,7 @@ def test_every_query_of_a_dashboard_parses(tmp_path):
     as_rules = [{"record": f"query:{index}", "expr": query} for index, query in enumerate(found)]
     file = tmp_path / "queries.yaml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": as_rules}]}))
-    done = subprocess.run(["promtool", "check", "rules", file], capture_output=True, text=True)
+    done = subprocess.run([PROMTOOL, "check", "rules", file], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -293,7 +292,7 @@ def test_the_dashboard_sees_the_filesystem_of_which_the_alert_speaks():
 @needs_promtool
 def test_the_scrape_configuration_is_prometheus_own():
     done = subprocess.run(
-        ["promtool", "check", "config", "--syntax-only", FOLDER / "prometheus.yaml"], capture_output=True, text=True
+        [PROMTOOL, "check", "config", "--syntax-only", FOLDER / "prometheus.yaml"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

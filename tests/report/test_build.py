@@ -168,7 +168,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 @pytest.mark.integration
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: pages are not opened in a browser")
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: make tools brings one")
 def test_a_browser_opens_the_page_without_a_console_message_and_shows_one_outcome_at_a_time(folder):
     page = folder / "comparison.html"
     done = subprocess.run(

@@ -11,7 +11,7 @@ from tests.training.toy import POSITIONS, SIZES
 
 
 def train_a_little() -> None:
-    """Adapters in the upper layers, every other layer recomputed; equal lengths, whose layers have no break, met once."""
+    """Upper layers have adapters, every other layer is recomputed; lengths are equal, so that a layer is compiled whole."""
     torch.manual_seed(0)
     register()
     config = LlamaConfig(**SIZES | {"num_hidden_layers": 4}, max_position_embeddings=POSITIONS)

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from tests.training.test_ranks import apart
 from tests.training.test_resume import assert_same_training
-from tests.training.toy import make_model
+from tests.training.toy import arguments, make_model
+from tests.training.toy_ranks import ToyJob
 
 pytestmark = pytest.mark.integration
 
@@ -31,12 +32,25 @@ def test_shards_change_what_a_rank_holds_and_nothing_that_is_learnt(toy_job, unb
     assert {name: tensor.shape for name, tensor in ours.items()} == {n: t.shape for n, t in theirs.items()}
 
 
-@pytest.mark.parametrize(("strategy", "checkpointing"), [("ddp", False), ("fsdp", False), ("fsdp", True)])
+@pytest.mark.parametrize(("strategy", "checkpointing"), [("ddp", False), ("fsdp", True)])
 def test_conversations_end_to_end_in_compiled_layers_are_the_same_training(toy_job, unbroken, strategy, checkpointing):
     """The trainers of a GPU, for which its kernels alone are missing here."""
     job = toy_job(strategy=strategy, gradient_checkpointing=checkpointing)
     job.run(2, is_packed=True)
     assert_same_training(job, unbroken, is_balanced=True)
+
+
+def test_a_head_that_is_the_embedding_is_gathered_for_both(tmp_path, home):
+    make_model(tmp_path / "model", is_tied=True)
+    whole, shards = (
+        ToyJob(
+            tmp_path / strategy, arguments(tmp_path / strategy, tmp_path / "model", home / "dataset", strategy=strategy)
+        )
+        for strategy in ("ddp", "fsdp")
+    )
+    whole.run(2)
+    shards.run(2, is_packed=True)
+    assert_same_training(shards, whole, is_balanced=True)
 
 
 def test_a_run_goes_on_with_the_other_strategy_and_on_another_number_of_ranks(toy_job, unbroken):

@@ -34,8 +34,8 @@ SIZES = {
 """Of a toy model of any family, by transformers' names."""
 
 
-def make_model(folder: Path, *, seed: int = 1) -> Path:
-    """A Llama of two layers with random weights, and a tokenizer of its few words."""
+def make_model(folder: Path, *, seed: int = 1, is_tied: bool = False) -> Path:
+    """A Llama of two layers with random weights, and a tokenizer of its few words; tied, its head is the embedding."""
     import torch
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -48,6 +48,7 @@ def make_model(folder: Path, *, seed: int = 1) -> Path:
         initializer_range=0.3,
         bos_token_id=0,
         eos_token_id=1,
+        tie_word_embeddings=is_tied,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w2"))
