@@ -11,7 +11,7 @@ With PROVING_GROUND_WEBHOOK in the environment people are told of failed runs an
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def _numbered(value: Any) -> Any:
 
 
 def changes(client: SyncPrefectClient, declared: list[Declared], site: Site) -> Iterator[Change]:
-    """What is to be done, in an order in which each finds what it refers to once those before it were made."""
+    """What is to be done, those first that others refer to."""
     for pool in work_pools():
         yield from _work_pool(client, pool)
     for deployment in declared:
@@ -266,12 +266,7 @@ def deploy(site: Site, *, is_dry_run: bool) -> int:
     with get_client(sync_client=True) as client:
         version = check_server(client)
         print(f"Prefect {version} at {client.api_url}")
-        count = 0
-        for change in changes(client, declared, site):
-            print(change)
-            count += 1
-            if not is_dry_run:
-                change.make()
+        count = converge(lambda: changes(client, declared, site), is_dry_run=is_dry_run)
         for name in undeclared(client, declared):
             print(f"? deployment {name} is on the server and in no file; left alone (prefect deployment delete {name})")
         for name, number in undeclared_automations(client):
@@ -280,6 +275,32 @@ def deploy(site: Site, *, is_dry_run: bool) -> int:
             )
         told = _told(client)
     print(f"{count} {'to change' if is_dry_run else 'changed'}, {len(declared)} deployments{told}")
+    return count
+
+
+def converge(differences: Callable[[], Iterable[Change]], *, is_dry_run: bool) -> int:
+    """Print all differences, then remove them; what refers to something that was not there yet shows in the next round.
+
+    Returns:
+        How many were printed.
+
+    Raises:
+        ServerProblem: what was removed is there again.
+    """
+    count, before = 0, ""
+    while pending := list(differences()):
+        now = "\n".join(map(str, pending))
+        if now == before:
+            raise ServerProblem(
+                f"changed, and still other than declared; does somebody else deploy at the same time?\n{now}"
+            )
+        print(now, flush=True)
+        count += len(pending)
+        if is_dry_run:
+            break
+        for change in pending:
+            change.make()
+        before = now
     return count
 
 

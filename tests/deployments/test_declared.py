@@ -10,7 +10,8 @@ import yaml
 from pydantic import ValidationError
 
 from deployments.declared import MAX_HEARTBEAT_S, PREFECT_YAML, REPOSITORY, Site, read_declared, read_site
-from deployments.deploy import FORM, Change, as_switched
+from deployments.deploy import FORM, Change, as_switched, converge
+from deployments.server import ServerProblem
 from deployments.work_pools import WorkPoolName, kubernetes_template, work_pools
 from tasks.contracts.cluster_settings import ClusterCheck
 from tasks.contracts.overrides import SettingsError, read_experiment, read_settings
@@ -377,6 +378,29 @@ def test_a_changed_form_is_one_line_of_the_difference():
         "    the form: 3 entries changed with the code's settings",
         "    version: 1 -> 2",
     ]
+
+
+def test_all_differences_are_shown_before_the_first_is_removed(capsys):
+    there: list[str] = []
+    shown: list[str] = []
+
+    def differences():
+        for name, needs in (("pool", None), ("deployment", None), ("automation", "deployment")):
+            if name not in there and (needs is None or needs in there):
+                yield Change(
+                    name, None, {}, lambda name=name: (shown.append(capsys.readouterr().out), there.append(name))
+                )
+
+    assert converge(differences, is_dry_run=True) == 2
+    assert (capsys.readouterr().out, there) == ("+ pool\n+ deployment\n", [])
+    assert converge(differences, is_dry_run=False) == 3
+    assert shown == ["+ pool\n+ deployment\n", "", "+ automation\n"]
+    assert there == ["pool", "deployment", "automation"]
+
+
+def test_what_stays_other_than_declared_is_told_and_not_tried_for_ever():
+    with pytest.raises(ServerProblem, match=r"still other than declared.*\n~ pool\n    limit: 1 -> 2"):
+        converge(lambda: [Change("pool", {"limit": 1}, {"limit": 2}, lambda: None)], is_dry_run=False)
 
 
 def test_a_schedule_that_no_site_names_stays_as_somebody_switched_it():
