@@ -29,13 +29,14 @@ $(TEST_DATA): $(INSTALLED) constraints.txt
 	touch $@
 
 tools: $(BIN)/promtool  ## Debian's promtool and Chromium, without which make test leaves a few tests out; root
-	which chromium > /dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium > /dev/null
+	which chromium > /dev/null || (apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium > /dev/null)
 
 $(BIN)/promtool: $(INSTALLED)
 	@# Taken out of its package, which would start a server where it is installed.
 	apt-get update -qq
-	cd $(VENV) && apt-get download -qq prometheus && dpkg-deb -x prometheus_*.deb prometheus && rm prometheus_*.deb
-	mv $(VENV)/prometheus/usr/bin/promtool $@ && rm -r $(VENV)/prometheus
+	cd $(VENV) && rm -f prometheus_*.deb && apt-get download -qq prometheus && dpkg-deb -x prometheus_*.deb prometheus
+	cp $(VENV)/prometheus/usr/bin/promtool $@ && rm -r $(VENV)/prometheus $(VENV)/prometheus_*.deb
 
 demo: $(INSTALLED)  ## the whole pipeline on this machine, with a real 135M-parameter model
 	$(BIN)/python -m flows.finetune demo

@@ -12,6 +12,17 @@ from tests.conftest import REPOSITORY
 
 FOLDER = REPOSITORY / "infra" / "terraform" / "soperator"
 EXAMPLE = FOLDER / "values.auto.tfvars.example"
+# What the recipe's example gives a value to at 00c54d0, read there (soperator/installations/example/terraform.tfvars).
+KNOWN = """
+company_name production iam_merge_request_url controller_state_on_filestore filestore_controller_spool filesystem_jail
+filesystem_jail_submounts filestore_accounting nfs_in_k8s slurm_operator_version slurm_operator_stable
+slurm_nodesets_partitions slurm_partition_config_type slurm_nodeset_system sizing_tier_override slurm_nodeset_controller
+slurm_nodeset_workers use_preinstalled_gpu_drivers slurm_nodeset_login slurm_nodeset_accounting slurm_nodeset_nfs
+slurm_login_public_ip tailscale_enabled slurm_login_ssh_root_public_keys slurm_exporter_enabled active_checks_scope
+slurm_shared_memory_size_gibibytes telemetry_enabled dcgm_exporter_enabled soperator_notifier nccl_inspector_profiling
+public_o11y_enabled accounting_enabled backups_enabled backups_password backups_schedule backups_prune_schedule
+backups_retention cleanup_bucket_on_destroy k8s_version node_group_version
+""".split()  # noqa: SIM905
 QUOTA_GIBIBYTES, SHARED_GIBIBYTES, CONTROLLER_GIBIBYTES = 5120, 2048, 128
 
 
@@ -30,8 +41,7 @@ def recipe(tmp_path: Path) -> Path:
     """A repository laid out as the recipe's, which knows the variables that we give."""
     example = tmp_path / "theirs" / "soperator" / "installations" / "example"
     example.mkdir(parents=True)
-    names = [*values(EXAMPLE.read_text()), "backups_password"]
-    (example / "variables.tf").write_text("".join(f'variable "{name}" {{}}\n' for name in names))
+    (example / "variables.tf").write_text("".join(f'variable "{name}" {{}}\n' for name in KNOWN))
     (example / "terraform.tfvars").write_text(
         'company_name = ""\nbackups_password = "password"\nk8s_version = "1.36"\n'
     )
@@ -78,9 +88,11 @@ def test_our_values_come_beside_theirs_and_the_known_password_goes(tmp_path, rec
     assert (own / ".envrc").exists()
     # Again, with other values: nothing of the first time stays.
     (own / "left-over").touch()
+    (own / ".terraform.lock.hcl").write_text("versions of then\n")
     assert prepare(tmp_path, recipe, filled.replace("size = 2", "size = 4")).returncode == 0
     assert "size = 4" in (own / "values.auto.tfvars").read_text()
     assert not (own / "left-over").exists()
+    assert (own / ".terraform.lock.hcl").read_text() == "versions of then\n"
 
 
 def test_a_name_that_the_recipe_does_not_know_is_told(tmp_path, recipe):

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from tasks.contracts.settings import Precision
 
@@ -72,9 +73,8 @@ def load_model(folder: Path, precision: Resolved, *, num_shards: int = 1) -> Pre
         )
         return sharded
     where = device()
-    # Each matrix goes to the GPU as it is read: otherwise every rank of a node held the model in the node's memory first.
     model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, device_map=None if where.type == "cpu" else {"": where}
+        folder, dtype=dtype, use_safetensors=True, device_map=placement(where)
     )
     if precision == "mixed":
         for part in model.modules():
@@ -83,6 +83,14 @@ def load_model(folder: Path, precision: Resolved, *, num_shards: int = 1) -> Pre
                 part.weight = torch.nn.Parameter(part.weight.detach().bfloat16(), requires_grad=False)
     loaded: PreTrainedModel = model.to(where)
     return loaded
+
+
+def placement(where: torch.device) -> dict[str, torch.device] | None:
+    """``from_pretrained``'s ``device_map``: each matrix goes to the GPU as it is read.
+
+    Otherwise every rank of a node held the model in the node's memory first. DeepSpeed places the parts of ZeRO-3 itself.
+    """
+    return None if where.type == "cpu" or is_deepspeed_zero3_enabled() else {"": where}
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

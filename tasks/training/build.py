@@ -127,7 +127,7 @@ def build_trainer(
     elif is_sharded:
         kind = _ShardedOnGpu if packed else _ShardedExactly
     else:
-        kind = _OnCpu if is_cpu else _OnGpu if packed else _OnGpuExactly
+        kind = _OnGpu if packed else _OnCpu if is_cpu else _OnGpuExactly
     trainer: Elastic = kind(
         model=model,
         args=config,

@@ -64,7 +64,8 @@ def looks_plain(model: Any) -> bool:
     """As :func:`is_plain_product`, without weights: by the head's kind and the one name that caps have."""
     head = model.get_output_embeddings()
     is_capped = getattr(model.config.get_text_config(), "final_logit_softcapping", None) is not None
-    return type(head) is torch.nn.Linear and head.bias is None and not is_capped
+    # FSDP2 gives the module a class of its own, which computes as before.
+    return type(head).forward is torch.nn.Linear.forward and head.bias is None and not is_capped
 
 
 def is_plain_product(model: Any) -> bool:

@@ -172,11 +172,11 @@ def footprint_of(model_folder: Path, settings: TrainingSettings, precision: Reso
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
     text = config.get_text_config()
-    # A layer is whole while it is used, and the next one comes meanwhile.
-    whole = 2 * frozen / text.num_hidden_layers if num_shards > 1 else 0.0
+    # A layer is whole while it is used, and the next one comes meanwhile; the head is from its use to the backward pass.
+    head = text.vocab_size * text.hidden_size * dtype.itemsize
+    whole = 2 * frozen / text.num_hidden_layers + head if num_shards > 1 else 0.0
     is_packed = precision == "bfloat16"
-    # Compiled layers of a base in shards held more: 110 GB where 98 were reckoned with the share, and why is not known.
-    is_compiled = settings.strategy == "ddp" and is_packed and not settings.lora.dropout
+    is_compiled = settings.strategy != "zero3" and is_packed and not settings.lora.dropout
     # With a head that is no more than a product the loss is computed of a few thousand tokens at a time, otherwise of all at
     # once; a head in shards is gathered for it.
     in_parts = settings.strategy != "zero3" and is_packed and looks_plain(model.get_base_model())

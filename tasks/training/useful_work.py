@@ -29,15 +29,17 @@ def flops_per_token(model: nn.Module, lengths: Sequence[int]) -> float:
     }
     first = min(trained, default=0)
     per_token = 0.0
+    head = _base(model).get_output_embeddings()
+    heads = (head, getattr(head, "base_layer", None))
     for name, part in model.named_modules():
-        # The head is counted by its size: where the loss multiplies with it, the model has none of its own.
-        if not isinstance(part, nn.Linear | Fp8Linear) or name.rpartition(".")[2] == "lm_head":
+        # The head is counted by its size, below.
+        if not isinstance(part, nn.Linear | Fp8Linear) or part in heads:
             continue
         layer = LAYER.search(name)
         is_trained = isinstance(part, nn.Linear) and part.weight.requires_grad
         factor = 6 if is_trained else 2 if layer and int(layer[1]) < first else 4
         per_token += factor * part.in_features * part.out_features
-    config = _config(model)
+    config = _base(model).config.get_text_config()
     per_token += 4 * config.vocab_size * config.hidden_size
     width: int = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -49,7 +51,7 @@ def flops_per_token(model: nn.Module, lengths: Sequence[int]) -> float:
     return total
 
 
-def _config(model: nn.Module) -> Any:
+def _base(model: nn.Module) -> Any:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     assert isinstance(base, PreTrainedModel)
-    return base.config.get_text_config()
+    return base

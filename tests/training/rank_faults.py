@@ -6,7 +6,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ def plant(rank: int, faults: Mapping[str, Any]) -> None:
     ``hang``, ``nan``, ``signal``: ``{"rank": 1, "forward": 7}``; the rank's 7th forward pass never ends, has a loss that is
     no number, or gets the signal ``number``.
     ``free_bytes``: what the disk says is free.
-    ``is_packed``: no fault: training goes as on a GPU, conversations end to end and layers compiled, without the C++ compiler.
+    ``packed``: no fault: training goes as on a GPU, conversations end to end and the head frozen; the log names what is called.
+    ``compiled``: layers are compiled by torch's backend of that name, without the C++ compiler; else they are not.
     ``count_layers``: no fault: a file for how often each layer's forward pass ran on rank 0, recomputed ones again.
     """
     count = 0
@@ -59,8 +60,8 @@ def plant(rank: int, faults: Mapping[str, Any]) -> None:
         self.register_forward_pre_hook(hook, with_kwargs=True)
 
     LlamaForCausalLM.__init__ = with_hook
-    if faults.get("is_packed"):
-        _pack()
+    if faults.get("packed"):
+        _pack(faults.get("compiled"))
     if rank == 0 and "count_layers" in faults:
         _count_layers(Path(faults["count_layers"]))
     if "free_bytes" in faults:
@@ -72,11 +73,22 @@ def _is_here(fault: Mapping[str, int], rank: int, count: int) -> bool:
     return fault["rank"] == rank and fault["forward"] == count
 
 
-def _pack() -> None:
+def _pack(backend: str | None) -> None:
     from tasks.training import build, packed_trainer, train
 
+    def told(function: Callable[..., Any]) -> Callable[..., Any]:
+        def tell(*args: Any, **kwargs: Any) -> Any:
+            print(function.__name__, flush=True)
+            return function(*args, **kwargs)
+
+        return tell
+
     build.is_packed = train.is_packed = lambda settings: True
-    packed_trainer.compile_layers = partial(packed_trainer.compile_layers, backend="aot_eager")
+    compile_layers = told(packed_trainer.compile_layers)
+    packed_trainer.compile_layers = (
+        (lambda model: None) if backend is None else partial(compile_layers, backend=backend)
+    )
+    packed_trainer.frozen_head_loss = told(packed_trainer.frozen_head_loss)
 
 
 def _count_layers(file: Path) -> None:

@@ -72,11 +72,14 @@ def test_a_gpus_own_figure_lies_a_little_below_the_count(tmp_path):
     assert 94e9 < found.fixed + 16_384 * found.per_token < 1.4 * 94e9
     assert 16.1e9 < found.fixed < 25e9
     sharded = footprint_of(tmp_path, TrainingSettings(lora={"rank": 64}, strategy="fsdp"), "bfloat16", 4)
-    assert sharded.fixed < found.fixed - 10e9
-    # Packed as well, but neither compiled nor its loss in parts.
+    # Three quarters of the base are elsewhere; two layers and the head are gathered.
+    assert sharded.fixed < found.fixed - 9.5e9
     assert (found.is_padded, sharded.is_padded) == (False, False)
     assert footprint_of(tmp_path, TrainingSettings(lora={"rank": 64}), "float32", 1).is_padded
-    assert sharded.per_token > found.per_token + 1e6
+    # Layers compiled and the loss in parts as well; zero3 has neither.
+    assert sharded.per_token == found.per_token
+    parts = footprint_of(tmp_path, TrainingSettings(lora={"rank": 64}, strategy="zero3"), "bfloat16", 4)
+    assert parts.per_token > found.per_token + 1e6
     upper = footprint_of(tmp_path, TrainingSettings(lora={"rank": 64, "first_layer": 16}), "bfloat16", 1)
     assert upper.per_token < 0.55 * found.per_token
     assert upper.per_token_recomputed == pytest.approx(found.per_token_recomputed, rel=0.05)

@@ -122,6 +122,7 @@ def learn(root, *, num_gpus=1, **changes):
         cwd=REPOSITORY, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert ("the base in shards" in done.stdout) == (changes.get("strategy") == "fsdp")
     losses = [point["train/loss"] for point in points(job).values()]
     assert len(losses) == TOTAL_STEPS
     return losses

@@ -32,25 +32,40 @@ def test_shards_change_what_a_rank_holds_and_nothing_that_is_learnt(toy_job, unb
     assert {name: tensor.shape for name, tensor in ours.items()} == {n: t.shape for n, t in theirs.items()}
 
 
-@pytest.mark.parametrize(("strategy", "checkpointing"), [("ddp", False), ("fsdp", True)])
-def test_conversations_end_to_end_in_compiled_layers_are_the_same_training(toy_job, unbroken, strategy, checkpointing):
-    """The trainers of a GPU, for which its kernels alone are missing here."""
-    job = toy_job(strategy=strategy, gradient_checkpointing=checkpointing)
-    job.run(2, is_packed=True)
+def run_packed(job: ToyJob, **faults: object) -> None:
+    """As on a GPU, which is seen in the log: the curve is to be another trainer's than the one that it is compared with."""
+    attempt = job.start(2, packed=True, **faults)
+    # Compiling takes its time on processors that others use as well.
+    assert attempt.wait(240) == [0, 0], attempt.output()
+    output = attempt.output()
+    assert "frozen_head_loss" in output.splitlines(), output
+    assert ("compile_layers" in output.splitlines()) == ("compiled" in faults)
+    assert ("the base in shards" in output) == (job.arguments["training"]["strategy"] == "fsdp")
+
+
+# Two at a time: one alone would be end to end with nothing.
+def test_conversations_end_to_end_are_the_same_training(toy_job, unbroken):
+    job = toy_job(per_device_batch_size=2)
+    run_packed(job)
+    assert_same_training(job, unbroken, is_balanced=True)
+
+
+def test_shards_end_to_end_in_compiled_layers_that_are_recomputed_are_the_same_training(toy_job, unbroken):
+    job = toy_job(strategy="fsdp", gradient_checkpointing=True, per_device_batch_size=2)
+    run_packed(job, compiled="aot_eager")
     assert_same_training(job, unbroken, is_balanced=True)
 
 
 def test_a_head_that_is_the_embedding_is_gathered_for_both(tmp_path, home):
     make_model(tmp_path / "model", is_tied=True)
-    whole, shards = (
-        ToyJob(
-            tmp_path / strategy, arguments(tmp_path / strategy, tmp_path / "model", home / "dataset", strategy=strategy)
-        )
-        for strategy in ("ddp", "fsdp")
-    )
-    whole.run(2)
-    shards.run(2, is_packed=True)
-    assert_same_training(shards, whole, is_balanced=True)
+    made = {}
+    for strategy in ("ddp", "fsdp"):
+        root = tmp_path / strategy
+        told = arguments(root, tmp_path / "model", home / "dataset", strategy=strategy, per_device_batch_size=2)
+        made[strategy] = ToyJob(root, told)
+    made["ddp"].run(2)
+    run_packed(made["fsdp"])
+    assert_same_training(made["fsdp"], made["ddp"], is_balanced=True)
 
 
 def test_a_run_goes_on_with_the_other_strategy_and_on_another_number_of_ranks(toy_job, unbroken):

@@ -35,3 +35,8 @@ def test_layers_below_the_first_adapter_have_no_backward_pass_and_long_rows_weig
     attention = 6 * 1000 * 4096
     assert all_layers - upper == pytest.approx(2 * (2 * one_layer + 6 * adapter + attention * 2 / 3))
     assert flops_per_token(llama(4), [1000, 1]) == pytest.approx(all_layers, rel=1e-3)
+
+
+def test_a_head_with_an_adapter_is_counted_once_and_its_adapter_beside_it():
+    without, with_adapter = (flops_per_token(llama(2, target_modules=p), [1000]) for p in (PARTS, [*PARTS, "lm_head"]))
+    assert with_adapter - without == pytest.approx(6 * 64 * (4096 + 128256))

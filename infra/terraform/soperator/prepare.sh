@@ -26,9 +26,15 @@ for name in $(sed -n 's/^\([a-z_0-9]*\) *=.*/\1/p' "$values"); do
     grep -q "^variable \"$name\"" "$example"/*.tf ||
         fail "the recipe at $commit has no variable $name: look for its new name in $example/variables.tf"
 done
-rm -rf "$own"
-cp -r "$example" "$own"
+rm -rf "$own.new"
+cp -r "$example" "$own.new"
 # A password that everybody knows; without the line it is asked for, or taken from TF_VAR_backups_password.
-sed -i '/^backups_password/d' "$own/terraform.tfvars"
-cp "$values" "$own/"
+grep -v '^backups_password' "$example/terraform.tfvars" > "$own.new/terraform.tfvars"
+cp "$values" "$own.new/"
+# The providers' versions of a cluster that is there.
+if [ -f "$own/.terraform.lock.hcl" ]; then
+    cp "$own/.terraform.lock.hcl" "$own.new/"
+fi
+rm -rf "$own"
+mv "$own.new" "$own"
 echo "ready: cd $PWD/$own, then as README.md says"
