@@ -88,7 +88,7 @@ def second_of_two(model: Any) -> tuple[float, float]:
     try:
         with torch.no_grad():
             together, beside_another, alone = (
-                model(**_end_to_end(each, lengths), use_cache=False).logits[0, -second:].float()
+                model(**end_to_end(each, lengths), use_cache=False).logits[0, -second:].float()
                 for each, lengths in ((ids, (first, second)), (others, (first, second)), (ids[:, first:], (second,)))
             )
     finally:
@@ -98,8 +98,8 @@ def second_of_two(model: Any) -> tuple[float, float]:
     return float((together - beside_another).norm() / size), float((together - alone).norm() / size)
 
 
-def _end_to_end(ids: torch.Tensor, lengths: Sequence[int]) -> dict[str, Any]:
-    """What TRL's collator tells of conversations of such lengths. Args: ids (1, T)."""
+def end_to_end(ids: torch.Tensor, lengths: Sequence[int]) -> dict[str, Any]:
+    """What TRL's collator tells a model of conversations of such lengths. Args: ids (1, T)."""
     bounds = torch.tensor([0, *lengths], device=ids.device).cumsum(0).to(torch.int32)
     longest = max(lengths)
     return {

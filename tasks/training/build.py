@@ -147,6 +147,11 @@ def build_trainer(
         _check_same_base(trainer, checksum(decoder))
         if trainer.ranks.rank == 0:
             trainer.say(f"fp8_base: {converted} frozen matrices of the decoder are multiplied in FP8")
+    elif isinstance(trainer, PackedTrainer) and (joined := trainer.join_adapters()) and trainer.ranks.rank == 0:
+        trainer.say(
+            f"adapters of {joined.num_layers} layers are multiplied together with their matrices, "
+            f"in {joined.num_products} products"
+        )
     # The reporter prints a line that a person can read.
     trainer.remove_callback(PrinterCallback)
     return trainer

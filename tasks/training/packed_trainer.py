@@ -15,7 +15,8 @@ from torch.nn.functional import cross_entropy
 from trl import SFTTrainer
 
 from tasks.dataset.stored import IGNORED
-from tasks.models.packed_attention import check_kept_apart
+from tasks.models.joined_lora import JoinedProducts, join
+from tasks.models.packed_attention import check_kept_apart, end_to_end
 from tasks.models.shards import whole
 from tasks.training.answer_only_loss import per_answer
 from tasks.training.frozen_head import frozen_head_loss, is_plain_product, leave_out
@@ -47,6 +48,7 @@ class PackedTrainer(SFTTrainer):
         super().__init__(*args, **kwargs)
         base = self.model.get_base_model()
         check_kept_apart(base)
+        self._joined: JoinedProducts | None = None
         self._head: torch.nn.Module | None = None
         if is_plain_product(base):
             self._head = base.get_output_embeddings()
@@ -57,6 +59,19 @@ class PackedTrainer(SFTTrainer):
         if not any(config.lora_dropout for config in self.model.peft_config.values()):
             compile_layers(base)
         self.data_collator = _WithAnswers(self.data_collator)
+
+    def join_adapters(self) -> JoinedProducts | None:
+        """Multiply adapters together with their matrices from now on, where these are whole; None: nowhere."""
+        base = self.model.get_base_model()
+        ids = torch.zeros((1, 8), dtype=torch.long, device=base.device)
+
+        def run() -> None:
+            # As it is written: a compiled layer would be compiled for what looks on.
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+                base(**end_to_end(ids, (5, 3)), use_cache=False)
+
+        self._joined = join(self.model, run)
+        return self._joined
 
     def compute_loss(
         self,
@@ -71,6 +86,8 @@ class PackedTrainer(SFTTrainer):
         context = {
             name: value for name, value in inputs.items() if name not in ("labels", "seq_idx", POSITIONS, TARGETS)
         }
+        if self._joined:
+            self._joined.refresh()
         output = model(**context, use_cache=False, logits_to_keep=inputs[POSITIONS]).logits[0]
         if self._head is None:
             total = cross_entropy(output.float(), inputs[TARGETS], reduction="sum")

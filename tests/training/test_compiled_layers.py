@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from tasks.models.packed_attention import PACKED, _end_to_end, register
+from tasks.models.packed_attention import PACKED, end_to_end, register
 from tasks.training.packed_trainer import compile_layers
 from tests.training.toy import POSITIONS, SIZES
 
@@ -23,7 +23,7 @@ def train_a_little() -> None:
     compile_layers(base, backend="eager")
     for lengths in ((5, 5), (7, 7), (6, 6, 6)):
         ids = torch.arange(sum(lengths))[None]
-        model(**_end_to_end(ids, lengths), use_cache=False).logits.square().mean().backward()
+        model(**end_to_end(ids, lengths), use_cache=False).logits.square().mean().backward()
 
 
 @pytest.fixture(autouse=True)

@@ -41,12 +41,16 @@ def run_packed(job: ToyJob, **faults: object) -> None:
     assert "frozen_head_loss" in output.splitlines(), output
     assert ("compile_layers" in output.splitlines()) == ("compiled" in faults)
     assert ("the base in shards" in output) == (job.arguments["training"]["strategy"] == "fsdp")
+    # Query, key, value and output, gate, up and down of two layers; a matrix in shards is gathered for itself.
+    is_joined = "adapters of 14 layers are multiplied together with their matrices, in 8 products" in output
+    assert is_joined == (job.arguments["training"]["strategy"] == "ddp"), output
 
 
 # Two at a time: one alone would be end to end with nothing.
-def test_conversations_end_to_end_are_the_same_training(toy_job, unbroken):
+@pytest.mark.parametrize("faults", [{}, {"compiled": "aot_eager"}])
+def test_conversations_end_to_end_are_the_same_training(toy_job, unbroken, faults):
     job = toy_job(per_device_batch_size=2)
-    run_packed(job)
+    run_packed(job, **faults)
     assert_same_training(job, unbroken, is_balanced=True)
 
 

@@ -1,0 +1,213 @@
+"""Frozen matrices and their LoRA adapters multiplied in one product, where PEFT adds two outputs of the layer's width.
+
+What ``x W' + s (x A') B'`` takes beside its products is passes over memory. Here a matrix and its adapter are one block,
+
+    | W  sB |
+    | A   0 |
+
+whose upper rows make ``[x, x A'] [W, sB]'`` of an input and whose left columns make ``[g, g sB] [W; A]``, the gradient of that
+input, of a gradient: the adapter's part is summed where the matrix's is. Layers that are given the same input (query, key and
+value; gate and up) are one block together. The modules, their parameters and their names stay PEFT's; a frozen matrix becomes
+a view into its block.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.functional import pad
+
+DIVISOR = 8
+"""Of sides and ranks in bfloat16: products are fast where rows begin at multiples of 16 bytes."""
+
+
+class JoinedProducts:
+    """The blocks of a model. Use :func:`join`."""
+
+    def __init__(self, blocks: Sequence["_Block"]) -> None:
+        self.num_products = len(blocks)
+        self.num_layers = sum(len(block.layers) for block in blocks)
+        self._slots = [slot for block in blocks for slot in block.slots()]
+
+    def refresh(self) -> None:
+        """Take the adapters' present weights into the blocks, in the blocks' precision; before every forward pass."""
+        slots_a, weights_a, slots_b, weights_b, scales = zip(*self._slots, strict=True)
+        with torch.no_grad():
+            torch._foreach_copy_(slots_a, weights_a)
+            torch._foreach_copy_(slots_b, torch._foreach_mul(weights_b, scales))
+
+
+def join(model: Any, run: Callable[[], object]) -> JoinedProducts | None:
+    """Join what can be joined of a decoder with adapters; None: nothing can.
+
+    Args:
+        model: a :class:`~peft.PeftModel` of a causal language model, on its device; a matrix in shards stays as it is.
+        run: makes one forward pass of it, from which it is seen which layers are given the same input.
+    """
+    layers = [layer for layer in model.get_base_model().get_decoder().modules() if _can_be_joined(layer)]
+    blocks = [_Block(group) for group in _by_input(layers, run)] if layers else []
+    return JoinedProducts(blocks) if blocks else None
+
+
+def _can_be_joined(layer: nn.Module) -> bool:
+    if type(layer) is not Linear or type(layer.base_layer) is not nn.Linear:
+        return False
+    matrix = layer.base_layer.weight
+    if matrix.requires_grad or isinstance(matrix, DTensor):
+        return False
+    if layer.merged or layer.lora_variant or layer.lora_bias.get(_only(layer.lora_A), True):
+        return False
+    name = _only(layer.lora_A)
+    sides = (layer.in_features, layer.out_features, layer.r[name])
+    return isinstance(layer.lora_dropout[name], nn.Identity) and not any(side % DIVISOR for side in sides)
+
+
+def _only(adapters: nn.ModuleDict) -> str:
+    (name,) = adapters
+    return str(name)
+
+
+def _by_input(layers: Sequence[Linear], run: Callable[[], object]) -> list[list[Linear]]:
+    """Layers that are given one and the same tensor, together; without those that a pass uses several times, or never."""
+    seen: list[tuple[torch.Tensor, list[Linear]]] = []
+
+    def note(layer: Linear, given: tuple[torch.Tensor]) -> None:
+        # The tensor is held, so that no other is taken for it.
+        group = next((group for tensor, group in seen if tensor is given[0]), None)
+        if group is None:
+            seen.append((given[0], [layer]))
+        else:
+            group.append(layer)
+
+    handles = [layer.register_forward_pre_hook(note) for layer in layers]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    uses = Counter(layer for _, group in seen for layer in group)
+    once = [[layer for layer in group if uses[layer] == 1] for _, group in seen]
+    # A block has one precision.
+    precisions = {layer.base_layer.weight.dtype for layer in layers}
+    alike = [[one for one in group if one.base_layer.weight.dtype == dtype] for group in once for dtype in precisions]
+    return [group for group in alike if group]
+
+
+class _Block:
+    def __init__(self, layers: Sequence[Linear]) -> None:
+        self.layers = layers
+        names = [_only(layer.lora_A) for layer in layers]
+        self.width = layers[0].in_features
+        self.outputs = [layer.out_features for layer in layers]
+        self.ranks = [layer.r[name] for layer, name in zip(layers, names, strict=True)]
+        self.a = [layer.lora_A[name].weight for layer, name in zip(layers, names, strict=True)]
+        self.b = [layer.lora_B[name].weight for layer, name in zip(layers, names, strict=True)]
+        self.scales = [float(layer.scaling[name]) for layer, name in zip(layers, names, strict=True)]
+        self.height, rank = sum(self.outputs), sum(self.ranks)
+        first = layers[0].base_layer.weight
+        self.matrix = first.new_zeros(self.height + rank, self.width + rank)
+        for layer, rows in zip(layers, _slices(self.outputs), strict=True):
+            part = self.matrix[rows, : self.width]
+            part.copy_(layer.base_layer.weight.detach())
+            layer.base_layer.weight.data = part
+        self._waiting: list[torch.Tensor | None] = [None] * len(layers)
+        self._given: torch.Tensor | None = None
+        for number, layer in enumerate(layers):
+            # Its class, not its forward: what hangs on one layer alone is compiled for each anew.
+            layer.__class__ = JoinedLinear
+            layer.block, layer.number = self, number
+
+    def slots(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float]]:
+        """Of each layer: where its A and its B go, each with what goes there, and the factor of B."""
+        parts = zip(_slices(self.ranks), _slices(self.outputs), self.a, self.b, self.scales, strict=True)
+        return [
+            (
+                self.matrix[_moved(ranks, self.height), : self.width],
+                a,
+                self.matrix[rows, _moved(ranks, self.width)],
+                b,
+                scale,
+            )
+            for ranks, rows, a, b, scale in parts
+        ]
+
+    def of_layer(self, number: int, given: torch.Tensor) -> torch.Tensor:
+        """What this layer makes of (..., width); the first that is asked computes it for all that are given the same."""
+        if self._given is not given:
+            self._given, self._waiting = given, self._multiply(given)
+        output, self._waiting[number] = self._waiting[number], None
+        if not any(other is not None for other in self._waiting):
+            self._given = None
+        return output
+
+    def _multiply(self, given: torch.Tensor) -> list[torch.Tensor]:
+        flat = given.reshape(-1, self.width).to(self.matrix.dtype)
+        products = _Product.apply(flat, self.matrix, self.outputs, self.ranks, self.scales, *self.a, *self.b)
+        outputs = [product.unflatten(0, given.shape[:-1]) for product in products]
+        biases = [layer.base_layer.bias for layer in self.layers]
+        return [
+            output if bias is None else output + bias.to(output.dtype)
+            for output, bias in zip(outputs, biases, strict=True)
+        ]
+
+
+class JoinedLinear(Linear):
+    """PEFT's layer after :func:`join`: its parameters, and the block's product."""
+
+    block: _Block
+    number: int
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """(..., in_features) to (..., out_features)."""
+        return self.block.of_layer(self.number, x)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        given: torch.Tensor,
+        matrix: torch.Tensor,
+        outputs: list[int],
+        ranks: list[int],
+        scales: list[float],
+        *weights: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        width, height = given.shape[1], sum(outputs)
+        wide = pad(given, (0, matrix.shape[1] - width))
+        # Of the whole rows, whose end is zero: so the compiler sees that it can write into them.
+        wide[:, width:] = wide @ matrix[height:].t()
+        ctx.save_for_backward(wide, matrix)
+        ctx.sizes = outputs, ranks, scales
+        products: tuple[torch.Tensor, ...] = (wide @ matrix[:height].t()).split(outputs, dim=1)
+        return products
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        wide, matrix = ctx.saved_tensors
+        outputs, ranks, scales = ctx.sizes
+        height, rank = sum(outputs), sum(ranks)
+        width = matrix.shape[1] - rank
+        tall = torch.cat([*gradients, gradients[0].new_zeros(wide.shape[0], rank)], dim=1)
+        tall[:, height:] = tall @ matrix[:, width:]
+        of_given = tall @ matrix[:, :width]
+        of_a = (tall[:, height:].t() @ wide[:, :width]).float().split(ranks)
+        of_b = [
+            scale * (tall[:, rows].t() @ wide[:, _moved(columns, width)]).float()
+            for rows, columns, scale in zip(_slices(outputs), _slices(ranks), scales, strict=True)
+        ]
+        return of_given, None, None, None, None, *of_a, *of_b
+
+
+def _slices(sizes: Sequence[int]) -> list[slice]:
+    """One after the other, of such sizes."""
+    ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
+    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+
+def _moved(part: slice, by: int) -> slice:
+    return slice(part.start + by, part.stop + by)

@@ -1,0 +1,139 @@
+"""A matrix and its adapter in one product: what PEFT computes, its gradients, its parameters."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+
+from tasks.models.joined_lora import JoinedLinear, join
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+IDS = torch.arange(24).reshape(2, 12)
+
+
+def adapted(kind: type = Qwen2Config, **changes: Any) -> Any:
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(kind(**SIZES))
+    lora = {"r": 8, "lora_alpha": 24, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | changes
+    model = get_peft_model(base, LoraConfig(**lora))
+    for name, parameter in model.named_parameters():
+        # Zeros at first, of an adapter's second factor and of biases: nothing would be seen of them.
+        if "lora_B" in name or "bias" in name:
+            nn.init.normal_(parameter, std=0.1)
+    return model.train()
+
+
+def joined(model: Any) -> Any:
+    return join(model, lambda: model(input_ids=IDS, use_cache=False))
+
+
+def pass_through(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits, and the gradients of all adapters in one."""
+    model.zero_grad()
+    logits = model(input_ids=IDS, use_cache=False).logits
+    logits.square().mean().backward()
+    return logits.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+
+def assert_same(one: Any, other: Any) -> None:
+    for ours, theirs in zip(pass_through(one), pass_through(other), strict=True):
+        assert theirs.norm() > 0
+        assert (ours - theirs).norm() < 2e-5 * theirs.norm()
+
+
+@pytest.mark.parametrize("kind", [LlamaConfig, Qwen2Config])
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_outputs_and_gradients_are_pefts_from_step_to_step(kind, recomputed):
+    theirs = adapted(kind)
+    ours = copy.deepcopy(theirs)
+    products = joined(ours)
+    # Query, key and value; output; gate and up; down.
+    assert (products.num_layers, products.num_products) == (3 * 7, 3 * 4)
+    if recomputed:
+        ours.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+    for _ in range(3):
+        products.refresh()
+        assert_same(ours, theirs)
+        with torch.no_grad():
+            for model in (ours, theirs):
+                for parameter in model.parameters():
+                    if parameter.requires_grad:
+                        parameter -= 0.5 * parameter.grad / parameter.grad.norm()
+    # The steps are such that yesterday's weights would be seen.
+    before = pass_through(ours)[0]
+    products.refresh()
+    assert (pass_through(ours)[0] - before).norm() > 0.01 * before.norm()
+
+
+def test_parameters_stay_pefts_and_no_matrix_is_held_twice():
+    model = adapted()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    held = sum(p.numel() for p in model.parameters())
+    joined(model).refresh()
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    storages = {p.untyped_storage()._cdata: p.untyped_storage().nbytes() // 4 for p in model.parameters()}
+    blocks = {m.block.matrix.untyped_storage()._cdata for m in model.modules() if isinstance(m, JoinedLinear)}
+    # Each block is the storage of its matrices; beyond them it has room for a copy of the adapters, and its zeros.
+    assert blocks <= set(storages)
+    assert held < sum(storages.values()) < 1.6 * held
+
+
+def test_some_layers_only():
+    theirs = adapted(target_modules=["q_proj", "v_proj", "down_proj"], layers_to_transform=[1, 2])
+    ours = copy.deepcopy(theirs)
+    products = joined(ours)
+    assert (products.num_layers, products.num_products) == (6, 4)
+    products.refresh()
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"lora_dropout": 0.1}, {"r": 6}, {"use_dora": True}, {"lora_bias": True, "target_modules": ["q_proj"]}],
+)
+def test_what_is_no_plain_adapter_stays_pefts(changes):
+    model = adapted(**changes)
+    assert joined(model) is None
+    assert not any(isinstance(module, JoinedLinear) for module in model.modules())
+
+
+def test_a_layer_that_is_used_twice_in_a_pass_or_never_stays_pefts():
+    model = adapted()
+    first, second, third = model.get_base_model().get_decoder().layers
+    first.mlp.up_proj = first.mlp.gate_proj
+    second.self_attn.forward = lambda hidden_states, **_: (0 * hidden_states, None)
+    theirs = copy.deepcopy(model)
+    products = joined(model)
+    assert (products.num_layers, products.num_products) == (5 + 3 + 7, 3 + 2 + 4)
+    assert type(first.mlp.gate_proj) is type(second.self_attn.q_proj) is not type(third.mlp.gate_proj)
+    products.refresh()
+    assert torch.allclose(model(IDS).logits, theirs(IDS).logits, atol=1e-6)
+
+
+def test_each_of_several_precisions_is_a_block():
+    model = adapted()
+    decoder = model.get_base_model().get_decoder()
+    for layer in decoder.layers:
+        layer.self_attn.k_proj.base_layer.to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        products = joined(model)
+    assert (products.num_layers, products.num_products) == (3 * 7, 3 * 5)
+    assert {m.block.matrix.dtype for m in model.modules() if isinstance(m, JoinedLinear)} == {
+        torch.float32,
+        torch.bfloat16,
+    }
