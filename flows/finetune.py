@@ -41,6 +41,7 @@ from tasks.contracts.files import link, write_json
 from tasks.contracts.overrides import SettingsError, apply_overrides, read_experiment
 from tasks.contracts.run_folder import RunFolder
 from tasks.contracts.settings import Experiment
+from tasks.fetch_champion import fetch_champion
 from tasks.lease import lease
 from tasks.pool.cancel import cancel_run
 from tasks.pool.supervise import Interrupted
@@ -127,12 +128,18 @@ def run_stages(run: Run) -> Comparison:
         adapter = train_adapter.submit(run, prepared)
         needs: Any = None if run.experiment.inference.adapter == "none" else adapter
         finetuned = run_inference.submit(run, prepared, "finetuned", needs)
-        stages = [original, adapter, finetuned]
+        trained: Any = adapter
+        champion: Any = fetch_champion.submit(run, trained) if run.experiment.ask_champion else None
+        of_champion = run_inference.submit(run, prepared, "champion", champion) if champion else None
+        stages = [future for future in (original, adapter, finetuned, champion, of_champion) if future]
         futures += stages
         # Whichever fails first ends the run at once, however long the others would take.
         for stage in as_completed(stages):
             stage.result()
-        comparison: Comparison = compare_models(run, prepared, original.result(), finetuned.result(), adapter.result())
+        challenged = (champion.result(), of_champion.result()) if champion and of_champion else (None, None)
+        comparison: Comparison = compare_models(
+            run, prepared, original.result(), finetuned.result(), adapter.result(), *challenged
+        )
         return comparison
     except BaseException:
         # One stage failed or someone asked us to stop: the others' jobs end too, and are waited for.

@@ -6,13 +6,11 @@ import time
 from tasks.contracts.files import read_json
 from tasks.contracts.run_folder import RunFolder
 
-STAGES = ("prepare_dataset", "run_inference_baseline", "train_adapter", "run_inference_finetuned")
-
 
 def print_timing(folder: RunFolder, started: float) -> None:
     """Print seconds per stage. A stage's own work is its program's, from the first line to the result."""
     spans: list[tuple[str, float, float]] = []
-    for stage in STAGES:
+    for stage in folder.stages:
         attempts = sorted(folder.job(stage).glob("*/result.json"))
         if attempts:
             result = read_json(attempts[-1])
@@ -21,7 +19,7 @@ def print_timing(folder: RunFolder, started: float) -> None:
     total = time.time() - started
     working = _covered([(start, end) for _, start, end in spans])
     print(f"\n{'stage':<28}{'seconds':>9}{'share':>8}")
-    for stage in STAGES:
+    for stage in folder.stages:
         span = next(((start, end) for name, start, end in spans if name == stage), None)
         text = f"{span[1] - span[0]:>9.1f}{(span[1] - span[0]) / total:>8.0%}" if span else f"{'not run':>9}"
         print(f"{stage:<28}{text}")

@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from tasks.contracts.attempt import read_points
-from tasks.contracts.comparison import Comparison, ModelFigures
+from tasks.contracts.comparison import ChampionFigures, Comparison, ModelFigures
 from tasks.contracts.files import read_json
 from tasks.contracts.prediction import Prediction, prediction_from_record
 from tasks.contracts.suite import SuiteFigures
@@ -20,8 +20,9 @@ from tasks.dataset.bfcl import PREFIX as BFCL
 from tasks.dataset.bfcl import read_bfcl
 from tasks.dataset.stored import read_examples
 from tasks.evaluation.bfcl import score_bfcl
-from tasks.evaluation.compare import compare
+from tasks.evaluation.compare import against_champion, compare
 from tasks.evaluation.measure import measure
+from tasks.fetch_champion import Champion
 from tasks.prepare_dataset import PreparedDataset
 from tasks.report.build import ReportInputs, build_report
 from tasks.run import Run
@@ -35,16 +36,31 @@ LIBRARIES = ("prefect", "mlflow", "torch", "transformers", "trl", "peft", "datas
 
 @task(name=STAGE, cache_policy=NO_CACHE)
 def compare_models(
-    run: Run, dataset: PreparedDataset, original: Answers, finetuned: Answers, adapter: TrainedAdapter
+    run: Run,
+    dataset: PreparedDataset,
+    original: Answers,
+    finetuned: Answers,
+    adapter: TrainedAdapter,
+    champion: Champion | None = None,
+    of_champion: Answers | None = None,
 ) -> Comparison:
-    """Score, compare, report, register."""
+    """Score, compare, report, register.
+
+    Args:
+        of_champion: the present champion's answers, where it was asked.
+    """
     with child_run(run, STAGE) as child:
         examples = read_examples(Path(dataset.path) / "test.parquet")
-        check_comparable(Path(original.path), Path(finetuned.path))
+        check_comparable("original", original, finetuned)
         points = read_points(run.folder.job("train_adapter"))
         measured = measure(run.folder, adapter.figures, points)
         before, after = _predictions(original), _predictions(finetuned)
         comparison = compare(examples, _of_test(before), _of_test(after), run.experiment.gates, measured)
+        against = None
+        if champion and of_champion:
+            check_comparable("champion", of_champion, finetuned)
+            theirs = _of_test(_predictions(of_champion))
+            against = against_champion(examples, theirs, _of_test(after), run.experiment.gates, champion.version)
         inputs = ReportInputs(
             run=run.folder.run,
             model=run.experiment.model.name,
@@ -54,25 +70,26 @@ def compare_models(
             points=points,
             measured=measured,
             suite=_suite(run, before, after),
+            champion=against,
             provenance=_provenance(run, dataset, adapter),
         )
         build_report(comparison, inputs, run.folder.report)
-        _record(run, child, comparison, original, finetuned, adapter, dataset)
+        _record(run, child, comparison, original, finetuned, adapter, dataset, against)
     _show(run, comparison, (run.folder.report / "comparison.md").read_text(encoding="utf-8"))
     return comparison
 
 
-def check_comparable(original: Path, finetuned: Path) -> None:
+def check_comparable(who: str, other: Answers, finetuned: Answers) -> None:
     """Refuse two models' answers that were computed in different number formats: the difference would not be theirs.
 
     Raises:
-        ValueError: they were; ``auto`` chose differently on the two machines, the original's answers being reused.
+        ValueError: they were; ``auto`` chose differently on the two machines, answers of before being reused.
     """
-    before, after = (read_json(path / "manifest.json")["precision"] for path in (original, finetuned))
+    before, after = (read_json(Path(each.path) / "manifest.json")["precision"] for each in (other, finetuned))
     if before != after:
         raise ValueError(
-            f"the original model answered in {before} ({original}), the fine-tuned one in {after} ({finetuned}); "
-            f"set inference.precision={after}, and the original is asked again"
+            f"the {who} model answered in {before} ({other.path}), the fine-tuned one in {after} ({finetuned.path}); "
+            f"set inference.precision={after}, and the {who} is asked again"
         )
 
 
@@ -109,6 +126,7 @@ def _record(
     finetuned: Answers,
     adapter: TrainedAdapter,
     dataset: PreparedDataset,
+    against: ChampionFigures | None,
 ) -> None:
     tracking = run.tracking
     # The same names on both runs: selecting the two in the MLflow UI compares the models.
@@ -122,6 +140,10 @@ def _record(
         "comparison/p_value": primary.paired.p_value,
         "comparison/passed": float(comparison.passed),
     }
+    if against is not None:
+        summary["champion/exact_match"] = against.exact_match.value
+        summary["champion/difference"] = against.paired.difference
+        summary["champion/p_value"] = against.paired.p_value
     for run_id in (child, run.mlflow_run_id):
         tracking.log_metrics(run_id, summary)
         tracking.client.set_tag(run_id, "verdict", "PASS" if comparison.passed else "FAIL")
@@ -146,6 +168,7 @@ def _record(
         run_id=adapter.mlflow_run_id,
         tags={name: value for name, value in tags.items() if value},
         passed=comparison.passed,
+        against=against,
     )
     tracking.client.set_tag(run.mlflow_run_id, "registered", f"{version} {why}")
     get_run_logger().info("registered the adapter as %s, which %s", version, why)

@@ -1,9 +1,9 @@
-"""Stage: the test requests to one model; used twice, for the original model and for the fine-tuned one."""
+"""Stage: the test requests to one model; used for the original model, the fine-tuned one, and the champion where it is asked."""
 
 import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -16,9 +16,8 @@ from tasks.pool.stage_jobs import inference_job
 from tasks.prepare_dataset import PreparedDataset
 from tasks.run import Run
 from tasks.stage import child_run, keep, run_stage
-from tasks.train_adapter import TrainedAdapter
 
-Which = Literal["baseline", "finetuned"]
+Which = Literal["baseline", "finetuned", "champion"]
 LIBRARIES = ("torch", "transformers", "tokenizers")
 ASKED_BY = (
     "inference/plain_conversations.jsonl",
@@ -31,6 +30,13 @@ ASKED_BY = (
 """What else, besides the folders of inference, rendering and models, decides what is asked and how an answer is read."""
 
 
+class Adapter(Protocol):
+    """What a model is asked with besides its own weights."""
+
+    @property
+    def path(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Answers:
     """One model's predictions for the test requests, and its run in MLflow."""
@@ -41,8 +47,13 @@ class Answers:
 
 
 @task(name="run_inference", task_run_name="run_inference-{which}", cache_policy=NO_CACHE)
-def run_inference(run: Run, dataset: PreparedDataset, which: Which, adapter: TrainedAdapter | None = None) -> Any:
-    """Ask one model every test request; the original model's answers are reused where nothing that made them changed."""
+def run_inference(run: Run, dataset: PreparedDataset, which: Which, adapter: Adapter | None = None) -> Any:
+    """Ask one model every test request; the original model's answers are reused where nothing that made them changed.
+
+    A champion that there is not is not asked: its answers are None.
+    """
+    if which == "champion" and adapter is None:
+        return Completed(name="Skipped", message="there is no champion to be asked", data=None)
     stage = f"run_inference_{which}"
     digest = _baseline_digest(run, dataset) if which == "baseline" else None
     path, exists = keep(run, run.folder.inference(which), "baseline", digest)
@@ -65,7 +76,7 @@ def run_inference(run: Run, dataset: PreparedDataset, which: Which, adapter: Tra
     return Answers(str(path), done.mlflow_run_id, reused=False)
 
 
-def _record(run: Run, dataset: PreparedDataset, path: Path, child: str, adapter: TrainedAdapter | None) -> None:
+def _record(run: Run, dataset: PreparedDataset, path: Path, child: str, adapter: Adapter | None) -> None:
     manifest = read_json(path / "manifest.json")
     # Side by side in MLflow, the two models' runs show what differs between them.
     run.tracking.log_params(

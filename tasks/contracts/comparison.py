@@ -161,6 +161,23 @@ class GroupFigures:
 
 
 @dataclass(frozen=True)
+class ChampionFigures:
+    """The adapter that bore the title when the run asked it, on the requests that the verdict rests on.
+
+    Attributes:
+        version: its name and number in MLflow's registry.
+        exact_match: its own.
+        paired: the run's fine-tuned model minus the champion.
+        statement: in words.
+    """
+
+    version: str
+    exact_match: Share
+    paired: PairedDifference
+    statement: str
+
+
+@dataclass(frozen=True)
 class Gate:
     """One success criterion. A figure that is missing does not pass.
 

@@ -6,6 +6,10 @@ from pathlib import Path
 
 from tasks.contracts.settings import StorageSettings
 
+STAGES = ("prepare_dataset", "run_inference_baseline", "train_adapter", "run_inference_finetuned")
+"""Those that are jobs on the pool, in order."""
+CHAMPION_STAGE = "run_inference_champion"
+"""One more where the present champion is asked as well."""
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -53,6 +57,11 @@ class RunFolder:
         return self.training / "adapter"
 
     @property
+    def champion(self) -> Path:
+        """The adapter that the new one is held against, where it is asked for: ``adapter/``, and which it is."""
+        return self.root / "champion"
+
+    @property
     def report(self) -> Path:
         return self.root / "report"
 
@@ -61,12 +70,17 @@ class RunFolder:
         return self.root / "jobs"
 
     def inference(self, which: str) -> Path:
-        """The answers of ``baseline`` or ``finetuned``."""
+        """The answers of ``baseline``, ``finetuned`` or ``champion``."""
         return self.root / "inference" / which
 
     def job(self, stage: str) -> Path:
         """A stage's attempts."""
         return self.jobs / stage
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """This run's stages that are jobs."""
+        return (*STAGES, CHAMPION_STAGE) if self.job(CHAMPION_STAGE).exists() else STAGES
 
     def job_logs(self, stage: str) -> str | None:
         """Where a stage's node logs go when logs have a root of their own."""

@@ -420,3 +420,15 @@ class Experiment(Settings):
     gates: GateSettings = GateSettings()
     pool: PoolSettings = PoolSettings()
     storage: StorageSettings = StorageSettings()
+    ask_champion: bool = False
+    """Also ask the adapter that is this model's `champion` in MLflow's registry, on the same test requests: the new one takes the
+    title where it is better on them, whatever rows the champion itself was trained and tested on."""
+
+    @model_validator(mode="after")
+    def _champion_can_be_asked(self) -> Self:
+        if self.ask_champion and self.inference.engine == "openai":
+            raise ValueError(
+                "ask_champion=true with inference.engine=openai: a server of yours does not have the champion; the engines "
+                "transformers and vllm ask it on the pool"
+            )
+        return self

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from tasks.contracts.comparison import (
     FAULTS,
+    ChampionFigures,
     ComparedExample,
     Comparison,
     GroupFigures,
@@ -78,6 +79,40 @@ def compare(
         sensitivity=_sensitivity(primary, alpha),
         examples=compared,
     )
+
+
+def against_champion(
+    examples: Sequence[Example],
+    champion: Sequence[Prediction],
+    finetuned: Sequence[Prediction],
+    gates: GateSettings,
+    version: str,
+) -> ChampionFigures:
+    """The fine-tuned model against the present champion, on the requests that the verdict rests on.
+
+    Args:
+        version: the champion's name and number in the registry.
+
+    Raises:
+        ValueError: as :func:`compare`.
+    """
+    _, belongs = _belongs()[0]
+    asked = [example for example in examples if belongs(example)]
+    theirs, ours = (
+        {example.id: score(example, predictions.get(example.id)) for example in asked}
+        for predictions in (_by_id(examples, champion), _by_id(examples, finetuned))
+    )
+    group = _group(PRIMARY, asked, theirs, ours)
+    alpha = min(ALPHA, gates.max_p_value or ALPHA)
+    return ChampionFigures(version, group.original.exact_match, group.paired, _against(group, version, alpha))
+
+
+def _against(group: GroupFigures, version: str, alpha: float) -> str:
+    paired = group.paired
+    if paired.difference is None:
+        return f"Nothing can be said against the champion {version}: no request was scored for both."
+    verdict = "is better than" if is_improvement(paired, alpha) else "is not shown to be better than"
+    return f"The fine-tuned model {verdict} the champion {version}: {_figures_of_pair(group)}."
 
 
 def _by_id(examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, Prediction]:
@@ -158,18 +193,23 @@ def _figures(scores: Sequence[Score]) -> ModelFigures:
 
 
 def _statement(primary: GroupFigures, is_improvement: bool, alpha: float) -> str:
-    before, after, paired = primary.original.exact_match, primary.finetuned.exact_match, primary.paired
-    if paired.difference is None or before.value is None or after.value is None:
+    if primary.paired.difference is None:
         return "No improvement can be claimed: no request needing a call was scored for both models."
-    figures = (
-        f"exact match on {paired.n} requests needing a call went from {before.value:.1%} to {after.value:.1%} "
-        f"({100 * paired.difference:+.1f} points, 95 % interval {100 * (paired.low or 0):+.1f} to "
-        f"{100 * (paired.high or 0):+.1f}, p = {paired.p_value:.2g}; {paired.num_fixed} fixed, "
-        f"{paired.num_broken} broken)"
-    )
+    figures = _figures_of_pair(primary)
     if is_improvement:
         return f"The fine-tuned model is better: {figures}."
     return f"No improvement is shown (it would need p < {alpha:g}): {figures}."
+
+
+def _figures_of_pair(group: GroupFigures) -> str:
+    """Of a group with a request that both were scored for."""
+    before, after, paired = group.original.exact_match, group.finetuned.exact_match, group.paired
+    return (
+        f"exact match on {paired.n} requests needing a call went from {before.value or 0:.1%} to {after.value or 0:.1%} "
+        f"({100 * (paired.difference or 0):+.1f} points, 95 % interval {100 * (paired.low or 0):+.1f} to "
+        f"{100 * (paired.high or 0):+.1f}, p = {paired.p_value:.2g}; {paired.num_fixed} fixed, "
+        f"{paired.num_broken} broken)"
+    )
 
 
 def _sensitivity(primary: GroupFigures, alpha: float) -> Sensitivity:

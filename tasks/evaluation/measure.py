@@ -10,7 +10,6 @@ from tasks.contracts.measurements import Measurements, ModelSpeed, StageTime
 from tasks.contracts.memory_errors import says_out_of_memory
 from tasks.contracts.run_folder import RunFolder
 
-STAGES = ("prepare_dataset", "run_inference_baseline", "train_adapter", "run_inference_finetuned")
 GPU_UTILIZATION, GPU_MEMORY = "gpu/utilization", "gpu/memory_share"
 """Metrics over the training steps, where something samples the GPUs; shares between 0 and 1."""
 
@@ -24,8 +23,8 @@ def measure(
         training: what the training job left as its result.
         points: ``(step, metrics)`` of the training run.
     """
-    spans = {stage: _spans(folder.job(stage)) for stage in STAGES}
-    stages = tuple(_stage(stage, folder, spans[stage]) for stage in STAGES)
+    spans = {stage: _spans(folder.job(stage)) for stage in folder.stages}
+    stages = tuple(_stage(stage, folder, spans[stage]) for stage in folder.stages)
     every = [span for found in spans.values() for span in found]
     original, finetuned = (
         ModelSpeed.from_manifest(read_json(folder.inference(which) / "manifest.json"))

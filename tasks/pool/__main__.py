@@ -21,9 +21,10 @@ from tasks.contracts.deployments import deployment_values
 from tasks.contracts.files import read_json
 from tasks.contracts.job import JobState, PoolError
 from tasks.contracts.overrides import SettingsError, apply_overrides, read_experiment
+from tasks.contracts.run_folder import STAGES
 from tasks.pool.attempts import state_left_behind
 from tasks.pool.on_disk import JobOnDisk, NoSuchJob, all_runs, find_jobs, jobs_of_run
-from tasks.pool.render import STAGES, job_of, rendered
+from tasks.pool.render import job_of, rendered
 from tasks.pool.torchrun_files import HOST
 
 NUM_RUNS = 10

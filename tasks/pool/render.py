@@ -20,7 +20,6 @@ TOKEN = "0" * 12
 NO_UID = "00000000-0000-0000-0000-000000000000"
 """In place of the Job's, which the Service belongs to and which the cluster gives it."""
 BY_HAND_PORT = 29500
-STAGES = ("prepare_dataset", "run_inference_baseline", "train_adapter", "run_inference_finetuned")
 
 
 def job_of(experiment: Experiment, run: str, stage: str) -> JobSpec:

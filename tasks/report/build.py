@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tasks.contracts.comparison import FAULT_TITLES, FAULTS, ComparedExample, Comparison
+from tasks.contracts.comparison import FAULT_TITLES, FAULTS, ChampionFigures, ComparedExample, Comparison
 from tasks.contracts.files import publish_folder, write_json, write_text
 from tasks.contracts.measurements import Measurements
 from tasks.contracts.suite import SuiteFigures
@@ -41,6 +41,7 @@ class ReportInputs:
         points: ``(step, metrics)`` of the training run, in order.
         provenance: settings, digests and versions.
         suite: a public benchmark that was asked as well.
+        champion: the registry's champion, where it was asked the same.
     """
 
     run: str
@@ -52,6 +53,7 @@ class ReportInputs:
     provenance: Mapping[str, Any]
     measured: Measurements
     suite: SuiteFigures | None = None
+    champion: ChampionFigures | None = None
 
 
 def build_report(comparison: Comparison, inputs: ReportInputs, folder: Path) -> None:
@@ -67,6 +69,7 @@ def build_report(comparison: Comparison, inputs: ReportInputs, folder: Path) -> 
         quality=dict(inputs.quality),
         provenance=dict(inputs.provenance),
         suite=inputs.suite,
+        champion=inputs.champion,
     )
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from tasks.contracts.comparison import Comparison
+from tasks.contracts.comparison import ChampionFigures, Comparison
 from tasks.contracts.measurements import Measurements
 from tasks.contracts.suite import SuiteFigures
 
@@ -29,6 +29,7 @@ class ReportDocument(Comparison):
         quality: the dataset's quality report.
         provenance: settings, digests and versions.
         suite: a public benchmark that was asked as well.
+        champion: the registry's champion, where it was asked the same.
     """
 
     version: int = VERSION
@@ -41,6 +42,7 @@ class ReportDocument(Comparison):
     quality: Mapping[str, Any]
     provenance: Mapping[str, Any]
     suite: SuiteFigures | None = None
+    champion: ChampionFigures | None = None
 
     @classmethod
     def of(cls, comparison: Comparison, **values: Any) -> "ReportDocument":

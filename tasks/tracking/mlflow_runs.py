@@ -19,6 +19,7 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from tasks.contracts.comparison import ChampionFigures
 from tasks.contracts.overrides import dotted
 from tasks.tracking.server import TrackingUnavailable, check_mlflow
 
@@ -26,6 +27,25 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 EXPERIMENT = "finetune"
 MAX_PARAM_CHARACTERS = 6000
 MAX_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class RegisteredAdapter:
+    """A version of an adapter in MLflow's registry.
+
+    Attributes:
+        run_id: the MLflow run that has its files, under ``adapter``.
+    """
+
+    name: str
+    number: str
+    run_id: str
+    tags: Mapping[str, str]
+
+    @property
+    def title(self) -> str:
+        """Name and number, in words."""
+        return f"{self.name} version {self.number}"
 
 
 @dataclass(frozen=True)
@@ -175,45 +195,98 @@ class Tracking:
         """A table that MLflow's UI shows under Evaluation, and beside the table of the same name of other runs."""
         self.client.log_table(run_id, {column: list(values) for column, values in rows.items()}, name)
 
-    def register_adapter(self, *, model: str, run_id: str, tags: Mapping[str, str], passed: bool) -> tuple[str, str]:
+    def champion_of(self, model: str) -> RegisteredAdapter | None:
+        """The version that bears the alias ``champion``; None where there is none."""
+        name = registered_name(model)
+        try:
+            aliases = self.client.get_registered_model(name).aliases
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        if "champion" not in aliases:
+            return None
+        version = self.client.get_model_version(name, aliases["champion"])
+        return RegisteredAdapter(name, str(version.version), str(version.run_id), dict(version.tags))
+
+    def fetch_adapter(self, adapter: RegisteredAdapter, folder: Path) -> None:
+        """The adapter's files into ``folder/adapter``."""
+        self.client.download_artifacts(adapter.run_id, "adapter", str(folder))
+
+    def register_adapter(
+        self,
+        *,
+        model: str,
+        run_id: str,
+        tags: Mapping[str, str],
+        passed: bool,
+        against: ChampionFigures | None = None,
+    ) -> tuple[str, str]:
         """The adapter artifact of ``run_id`` as a new version, the new ``candidate``.
 
-        It becomes ``champion`` where the gates passed and it beats the present champion: a higher ``exact_match`` on the same
-        test set (``dataset_sha256``). Where there is none yet, passing is enough.
+        It becomes ``champion`` where the gates passed and it beats the present champion: on the rows that both were asked here,
+        or by a higher ``exact_match`` on the same test set (``dataset_sha256``). Where there is none yet, passing is enough.
+
+        Args:
+            against: the champion's own answers to this run's test requests, where it was asked.
 
         Returns:
             Name and number of the version, and what became of the alias ``champion`` and why.
         """
-        name = "function-calling-" + "".join(c if c.isalnum() else "-" for c in model.lower()).strip("-")
+        name = registered_name(model)
         try:
             self.client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        aliases = self.client.get_registered_model(name).aliases
-        champion = self.client.get_model_version(name, aliases["champion"]) if "champion" in aliases else None
+        champion = self.champion_of(model)
         source = f"{self.client.get_run(run_id).info.artifact_uri}/adapter"
         version = self.client.create_model_version(name, source, run_id=run_id, tags=dict(tags)).version
         self.client.set_registered_model_alias(name, "candidate", version)
-        moves, why = takes_the_title(tags, None if champion is None else champion.tags, passed=passed)
+        moves, why = takes_the_title(tags, champion, against, passed=passed)
         if moves:
             self.client.set_registered_model_alias(name, "champion", version)
         return f"{name} version {version}", why
 
 
+def registered_name(model: str) -> str:
+    """The name in MLflow's registry that all adapters of a base model have."""
+    return "function-calling-" + "".join(c if c.isalnum() else "-" for c in model.lower()).strip("-")
+
+
 def takes_the_title(
-    candidate: Mapping[str, str], champion: Mapping[str, str] | None, *, passed: bool
+    candidate: Mapping[str, str],
+    champion: RegisteredAdapter | None,
+    against: ChampionFigures | None,
+    *,
+    passed: bool,
 ) -> tuple[bool, str]:
-    """Whether a candidate becomes champion, and why or why not; both are told by their versions' tags."""
+    """Whether a candidate becomes champion, and why or why not.
+
+    Args:
+        candidate: its version's tags.
+        against: what an earlier champion, perhaps this one, made of the candidate's test requests; None: it was not asked.
+    """
     if not passed:
         return False, "stays candidate: its gates did not pass"
     if champion is None:
         return True, "is champion: the first to pass its gates"
-    if candidate.get("dataset_sha256") != champion.get("dataset_sha256"):
-        return False, (
-            "stays candidate: the champion was tested on another dataset; run both on one, or move the alias by hand"
+    if against is not None and against.version == champion.title:
+        difference = against.paired.difference
+        if difference is None:
+            return False, "stays candidate: no request was scored for it and the champion"
+        beats = (
+            f"of {against.paired.n} requests it fixes {against.paired.num_fixed} and breaks {against.paired.num_broken}"
         )
-    own, theirs = candidate.get("exact_match"), champion.get("exact_match")
+        if difference <= 0:
+            return False, f"stays candidate: it does not beat {champion.title}, {beats}"
+        return True, f"is champion: it beats {champion.title}, {beats}"
+    if candidate.get("dataset_sha256") != champion.tags.get("dataset_sha256"):
+        return False, (
+            "stays candidate: the champion was tested on another dataset; ask both the same with ask_champion=true, or move the "
+            "alias by hand"
+        )
+    own, theirs = candidate.get("exact_match"), champion.tags.get("exact_match")
     if own is None or theirs is None:
         return False, "stays candidate: a figure to compare it with the champion is missing"
     if float(own) <= float(theirs):

@@ -1,6 +1,7 @@
 """The whole flow on a small scale: real servers, real torchrun, the real model's first four layers (the demo has all thirty)."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from peft import PeftModel
 
 from flows.local_stack import REPOSITORY
 from tasks.contracts.files import read_json, write_json
+from tasks.contracts.settings import GateSettings
 from tasks.models.load import load_model
 from tests.dataset.reading import write_jsonl
 from tests.dataset.test_prepare import as_format
@@ -160,6 +162,43 @@ def test_the_original_compared_with_itself_is_no_improvement_on_rows_from_severa
 def _as_hermes(row):
     request, call = row["messages"][0]["content"], row["messages"][1]["tool_calls"][0]["function"]
     return as_format("hermes", request, row["tools"][0]["function"], call)
+
+
+def test_the_champion_is_asked_the_same_requests_and_loses_or_keeps_its_title(first_run, start_small, storage, stack):
+    client = MlflowClient(stack.mlflow)
+    name = next(m.name for m in client.search_registered_models() if m.name.endswith("four-layers"))
+    trained = storage / "runs" / "first" / "training" / "adapter" / "adapter_model.safetensors"
+    champion = next(v for v in client.search_model_versions(f"name = '{name}'") if v.tags["run"] == "first")
+    client.set_registered_model_alias(name, "champion", champion.version)
+    no_gates = {f"gates__{gate}": "null" for gate in GateSettings.model_fields if gate != "max_out_of_memory"}
+    try:
+        # Other rows than those that the champion was tested on.
+        code, output = finish(start_small("challenger", ask_champion=True, dataset__seed=8, **no_gates))
+        aliases = client.get_registered_model(name).aliases
+    finally:
+        client.delete_registered_model_alias(name, "champion")
+    assert code == 0, output
+    run = storage / "runs" / "challenger"
+    asked = read_json(run / "jobs" / "run_inference_champion" / "001" / "spec.json")["arguments"]
+    assert (Path(asked["adapter"]) / "adapter_model.safetensors").read_bytes() == trained.read_bytes()
+    answers, ours = (
+        {row["example_id"] for row in pq.read_table(run / "inference" / which / "predictions.parquet").to_pylist()}
+        for which in ("champion", "finetuned")
+    )
+    assert answers == ours
+    against = read_json(run / "report" / "comparison.json")["champion"]
+    assert against["version"] == f"{name} version {champion.version}"
+    assert against["statement"] in (run / "report" / "comparison.md").read_text()
+    paired = against["paired"]
+    assert paired["n"] > 0
+    # Both are four layers that cannot call; whichever is better bears the title.
+    is_better = paired["num_fixed"] > paired["num_broken"]
+    assert (aliases["champion"] == aliases["candidate"]) == is_better
+    status, children = mlflow_statuses(stack, "challenger")
+    assert (status, children["run_inference_champion"]) == ("FINISHED", "FINISHED")
+    said = "it beats" if is_better else "it does not beat"
+    assert f"{said} {against['version']}, of {paired['n']} requests" in output
+    assert re.search(r"^run_inference_champion +\d", output, re.M)
 
 
 def test_settings_that_cannot_be_used_are_all_reported_and_nothing_starts(storage, stack):

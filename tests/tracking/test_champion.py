@@ -1,10 +1,22 @@
-"""Who becomes champion: only a version that passed and beats the present one on the same test set."""
+"""Who becomes champion: only a version that passed and beats the present one on the same requests."""
 
 import pytest
 
-from tasks.tracking.mlflow_runs import takes_the_title
+from tasks.contracts.comparison import ChampionFigures
+from tasks.evaluation.statistics import paired_difference, share
+from tasks.tracking.mlflow_runs import RegisteredAdapter, takes_the_title
 
 CHAMPION = {"dataset_sha256": "d", "exact_match": "0.9"}
+
+
+def registered(tags, number="3"):
+    return None if tags is None else RegisteredAdapter("function-calling-m", number, "run", tags)
+
+
+def asked(before, after, version="function-calling-m version 3"):
+    """The champion right and wrong, then the candidate, request by request."""
+    paired = paired_difference(before, after, range(len(before)))
+    return ChampionFigures(version, share(sum(before), len(before)), paired, "")
 
 
 @pytest.mark.parametrize(
@@ -20,6 +32,29 @@ CHAMPION = {"dataset_sha256": "d", "exact_match": "0.9"}
     ],
 )
 def test_a_champion_is_beaten_or_stays(candidate, champion, passed, moves, why):
-    moved, reason = takes_the_title(candidate, champion, passed=passed)
+    moved, reason = takes_the_title(candidate, registered(champion), None, passed=passed)
+    assert moved is moves
+    assert why in reason
+
+
+BETTER = asked([True, False, False], [True, True, True])
+
+
+@pytest.mark.parametrize(
+    ("against", "passed", "moves", "why"),
+    [
+        (BETTER, True, True, "it beats function-calling-m version 3, of 3 requests it fixes 2 and breaks 0"),
+        (BETTER, False, False, "gates did not pass"),
+        (asked([True, False], [False, True]), True, False, "does not beat function-calling-m version 3"),
+        (asked([True, True], [False, True]), True, False, "of 2 requests it fixes 0 and breaks 1"),
+        (asked([], []), True, False, "no request was scored"),
+        # Another has taken the title while this run was at work.
+        (asked([False], [True], "function-calling-m version 2"), True, False, "another dataset"),
+    ],
+)
+def test_a_champion_that_was_asked_is_beaten_on_those_requests(against, passed, moves, why):
+    """Whatever its own test set said of it."""
+    candidate = {"dataset_sha256": "other", "exact_match": "0.1"}
+    moved, reason = takes_the_title(candidate, registered(CHAMPION), against, passed=passed)
     assert moved is moves
     assert why in reason

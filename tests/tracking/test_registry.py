@@ -14,6 +14,7 @@ def test_the_champion_moves_only_to_a_version_that_beats_it(tmp_path, monkeypatc
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
     tracking.log_folder(run, tmp_path / "adapter", "adapter")
+    assert tracking.champion_of("embedded") is None
     champions = []
     for exact_match, passed in (("0.9", True), ("0.8", True), ("0.99", False), ("0.95", True)):
         tags = {"dataset_sha256": "d", "exact_match": exact_match}
@@ -21,5 +22,11 @@ def test_the_champion_moves_only_to_a_version_that_beats_it(tmp_path, monkeypatc
         aliases = tracking.client.get_registered_model("function-calling-embedded").aliases
         champions.append((int(aliases["candidate"]), int(aliases["champion"])))
     assert champions == [(1, 1), (2, 1), (3, 1), (4, 4)]
+    champion = tracking.champion_of("embedded")
+    assert champion.title == "function-calling-embedded version 4"
+    assert champion.tags["exact_match"] == "0.95"
+    (tmp_path / "fetched").mkdir()
+    tracking.fetch_adapter(champion, tmp_path / "fetched")
+    assert (tmp_path / "fetched" / "adapter" / "adapter_model.safetensors").read_bytes() == b"weights"
     tracking.log_table(run, {"request": ("q",), "answer": ("a",)}, "evaluation.json")
     assert '"type": "table"' in tracking.client.get_run(run).data.tags["mlflow.loggedArtifacts"]
