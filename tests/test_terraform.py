@@ -3,7 +3,9 @@
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import hcl2
 import pytest
@@ -13,7 +15,7 @@ from tests.conftest import REPOSITORY
 FOLDER = REPOSITORY / "infra" / "terraform" / "nebius"
 FILES = sorted(FOLDER.glob("*.tf"))
 
-# Read in the provider's documentation (docs/resources and docs/data-sources of terraform-provider-nebius, 0.6.x), top level only.
+# Read in the provider's documentation (docs/resources and docs/data-sources of terraform-provider-nebius, 0.6.x).
 COMMON = {"parent_id", "name", "labels"}
 KNOWN = {
     "nebius_vpc_v1_network": COMMON,
@@ -35,10 +37,78 @@ KNOWN = {
     | {"template", "autoscaling", "fixed_node_count", "strategy", "version", "auto_repair"},
     "nebius_quotas_v1_quota_allowance": {"by_name_in_region", "id"},
 }
-TEMPLATE = {
-    "resources", "boot_disk", "filesystems", "gpu_cluster", "gpu_settings", "metadata", "network_interfaces", "taints",
-    "service_account_id", "cloud_init_user_data", "preemptible", "reservation_policy", "local_disks", "max_pods", "os", "nvlink",
-}  # fmt: skip
+# Of nested attributes, those that we write and their neighbours; a leaf is None, or the values that the provider takes.
+NESTED: dict[str, dict[str, Any]] = {
+    "nebius_vpc_v1_subnet": {"ipv4_private_pools": {"use_network_pools": None, "pools": {}}},
+    "nebius_mk8s_v1_cluster": {
+        "control_plane": {
+            "subnet_id": None,
+            "version": None,
+            "etcd_cluster_size": None,
+            "audit_logs": {},
+            "karpenter": {},
+            "endpoints": {"public_endpoint": {"allowed_cidrs": None}},
+        },
+        "kube_network": {"service_cidrs": None},
+    },
+    "nebius_mk8s_v1_node_group": {
+        "autoscaling": {"min_node_count": None, "max_node_count": None},
+        "strategy": {
+            "max_surge": {"count": None, "percent": None},
+            "max_unavailable": {"count": None, "percent": None},
+            "drain_timeout": None,
+        },
+        "template": {
+            "resources": {"platform": None, "preset": None},
+            "boot_disk": {
+                "type": {"NETWORK_SSD", "NETWORK_HDD", "NETWORK_SSD_IO_M3", "NETWORK_SSD_NON_REPLICATED"},
+                "size_gibibytes": None,
+                "size_bytes": None,
+                "block_size_bytes": None,
+            },
+            "filesystems": {
+                "attach_mode": {"READ_ONLY", "READ_WRITE"},
+                "mount_tag": None,
+                "existing_filesystem": {"id": None},
+            },
+            "gpu_cluster": {"id": None},
+            "gpu_settings": {"drivers_preset": None},
+            "metadata": {"labels": None},
+            "network_interfaces": {"subnet_id": None, "public_ip_address": {}, "security_groups": {"id": None}},
+            "taints": {
+                "key": None,
+                "value": None,
+                "effect": {"NO_EXECUTE", "NO_SCHEDULE", "PREFER_NO_SCHEDULE"},
+            },
+            "service_account_id": None,
+            "cloud_init_user_data": None,
+            "preemptible": {},
+            "reservation_policy": {"policy": {"AUTO", "FORBID", "STRICT"}, "reservation_ids": None},
+            "local_disks": {},
+            "max_pods": None,
+            "os": None,
+            "nvlink": {"nvl_instance_group_id": None},
+        },
+    },
+    "nebius_storage_v1_bucket": {
+        "versioning_policy": {"DISABLED", "ENABLED", "SUSPENDED"},
+        "lifecycle_configuration": {
+            "rules": {
+                "id": None,
+                "status": {"ENABLED", "DISABLED"},
+                "filter": {"prefix": None},
+                "noncurrent_version_expiration": {"noncurrent_days": None, "newer_noncurrent_versions": None},
+                "expiration": {"days": None, "date": None, "expired_object_delete_marker": None},
+                "abort_incomplete_multipart_upload": {"days_after_initiation": None},
+            },
+        },
+        "bucket_policy": {"rules": {"group_id": None, "anonymous": {}, "paths": None, "roles": None}},
+    },
+    "nebius_iam_v2_access_key": {
+        "secret_delivery_mode": {"INLINE", "MYSTERY_BOX", "EXPLICIT"},
+        "account": {"service_account": {"id": None}, "user_account": {"id": None}, "anonymous_account": {}},
+    },
+}
 META = {"lifecycle", "count", "for_each", "depends_on", "provider"}
 
 
@@ -80,13 +150,39 @@ def problems(text: str) -> list[str]:
                         continue
                     attributes = {plain(a) for a in body if not a.startswith("__")} - META
                     found += [f"{plain(type_)}.{plain(name)} has no attribute {a}" for a in attributes - known]
+    values = {plain(name): value for block in parsed.get("locals", []) for name, value in block.items()}
     for block in parsed.get("resource", []):
         for type_, named in block.items():
-            if plain(type_) == "nebius_mk8s_v1_node_group":
-                for body in named.values():
-                    template = {plain(a) for a in body["template"] if not a.startswith("__")}
-                    found += [f"template has no attribute {a}" for a in template - TEMPLATE]
+            for body in named.values():
+                for attribute, known in NESTED.get(plain(type_), {}).items():
+                    if attribute in body:
+                        found += unknown_within(attribute, body[attribute], known, values)
     return found
+
+
+def unknown_within(where: str, value: Any, known: Any, values: Mapping[str, Any]) -> list[str]:
+    """Names that the provider does not know at any depth, and values that it does not take.
+
+    Args:
+        known: of :data:`NESTED`.
+        values: of ``local.*``, which stand for what they are set to.
+    """
+    if isinstance(value, str) and (name := re.fullmatch(r"\$\{local\.(\w+)\}", value)):
+        # One that is not declared is told by itself.
+        value = values.get(name[1])
+    if isinstance(value, list) and known is not None:
+        return [problem for entry in value for problem in unknown_within(where, entry, known, values)]
+    if isinstance(known, set):
+        is_literal = isinstance(value, str) and "${" not in value
+        return [f"{where} = {value} is none of the provider's"] if is_literal and plain(value) not in known else []
+    if known is None or not isinstance(value, dict):
+        return []
+    inner = {plain(name): part for name, part in value.items() if not name.startswith("__")}
+    return [f"{where} has no attribute {name}" for name in inner.keys() - known.keys()] + [
+        problem
+        for name in inner.keys() & known.keys()
+        for problem in unknown_within(f"{where}.{name}", inner[name], known[name], values)
+    ]
 
 
 def whole() -> str:
@@ -105,6 +201,22 @@ def test_everything_that_is_used_is_declared_and_known_to_the_provider():
         ("nebius_vpc_v1_subnet.this.id", "nebius_vpc_v1_subnet.main.id", "nebius_vpc_v1_subnet.main is not declared"),
         ("  infiniband_fabric = var", "  infiniband_fabrics = var", "has no attribute infiniband_fabrics"),
         ("gpu_settings = {", "gpu_setting = {", "template has no attribute gpu_setting"),
+        ("preset   = var.gpu_preset", "presets  = var.gpu_preset", "template.resources has no attribute presets"),
+        ("existing_filesystem =", "filesystem =", "template.filesystems has no attribute filesystem"),
+        (
+            'effect = "NO_SCHEDULE"',
+            'effect = "NoSchedule"',
+            'template.taints.effect = "NoSchedule" is none of the provider\'s',
+        ),
+        ('= "READ_WRITE"', '= "RW"', "template.filesystems.attach_mode"),
+        ("max_surge       = { count", "max_surge       = { nodes", "strategy.max_surge has no attribute nodes"),
+        ("allowed_cidrs = var", "cidrs = var", "control_plane.endpoints.public_endpoint has no attribute cidrs"),
+        (
+            "noncurrent_days =",
+            "days =",
+            "lifecycle_configuration.rules.noncurrent_version_expiration has no attribute days",
+        ),
+        ('= "MYSTERY_BOX"', '= "MYSTERYBOX"', "secret_delivery_mode"),
         (
             'resource "nebius_compute_v1_disk"',
             'resource "nebius_compute_v2_disk"',

@@ -172,8 +172,7 @@ def test_the_champion_is_asked_the_same_requests_and_loses_or_keeps_its_title(fi
     client.set_registered_model_alias(name, "champion", champion.version)
     no_gates = {f"gates__{gate}": "null" for gate in GateSettings.model_fields if gate != "max_out_of_memory"}
     try:
-        # Other rows than those that the champion was tested on.
-        code, output = finish(start_small("challenger", ask_champion=True, dataset__seed=8, **no_gates))
+        code, output = finish(start_small("challenger", ask_champion=True, training__seed=8, **no_gates))
         aliases = client.get_registered_model(name).aliases
     finally:
         client.delete_registered_model_alias(name, "champion")
