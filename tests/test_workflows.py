@@ -130,8 +130,15 @@ def test_build_files_of_the_images_exist_and_each_is_tested_before_it_is_pushed(
         text = (REPOSITORY / "infra" / "docker" / entry["file"]).read_text()
         assert not entry["target"] or f"AS {entry['target']}" in text
         # The test is told which image it is in.
-        assert entry["name"] in NEEDED
+        assert entry["kind"] in NEEDED
+        # The very base that the file names to those who want CUDA's own libraries.
+        assert not entry["base"] or f"--build-arg BASE={entry['base']} " in text
+    kinds = {(entry["kind"], "cuda" in entry["base"]) for entry in job["strategy"]["matrix"]["include"]}
+    assert kinds == {(kind, False) for kind in NEEDED} | {("train", True)}
     steps = job["steps"]
+    built = [step["with"] for step in steps if "build-args" in step.get("with", {})]
+    assert len(built) == 2
+    assert all("matrix.base && format('BASE={0}', matrix.base)" in each["build-args"] for each in built)
     tested = next(i for i, step in enumerate(steps) if "image_test.py" in step.get("run", ""))
     assert "if" not in steps[tested]
     pushed = next(i for i, step in enumerate(steps) if step.get("with", {}).get("push"))
