@@ -38,8 +38,8 @@ from deployments.automations import (
     webhook_block,
 )
 from deployments.declared import Declared, Site, read_declared, read_site
-from deployments.server import ServerProblem, check_server, server_address
 from deployments.work_pools import WorkPool, work_pools
+from flows.prefect_server import ServerProblem, check_server, server_address
 from tasks.contracts.overrides import SettingsError, dotted
 from tasks.tracking.server import TrackingUnavailable, check_mlflow
 

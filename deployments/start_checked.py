@@ -93,7 +93,7 @@ def _servers(environment: Mapping[str, str]) -> Iterator[str]:
     # Prefect takes seconds to import, which only a worker needs here.
     from prefect.client.orchestration import get_client
 
-    from deployments.server import ServerProblem, check_server, server_address
+    from flows.prefect_server import ServerProblem, check_server, server_address
     from tasks.tracking.server import TrackingUnavailable, check_mlflow
 
     try:

@@ -18,8 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.prefect_server import ServerProblem, check_server
 from tasks.hardware.host import free_port
+from tasks.tracking.server import TrackingUnavailable, check_mlflow
 
 HOST = "127.0.0.1"
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
@@ -83,16 +87,19 @@ def configured_stack() -> Addresses | None:
     """The servers that the environment names, for those who have their own.
 
     Raises:
-        StackError: only one of the two is named, or one does not answer.
+        StackError: only one of the two is named, or one cannot be used: away, refusing, without its database, of another version.
     """
     prefect_api, mlflow = os.environ.get("PREFECT_API_URL"), os.environ.get("MLFLOW_TRACKING_URI")
     if not prefect_api and not mlflow:
         return None
     if not prefect_api or not mlflow:
         raise StackError("PREFECT_API_URL and MLFLOW_TRACKING_URI belong together: set both, or neither")
-    for name, url in (("PREFECT_API_URL", prefect_api), ("MLFLOW_TRACKING_URI", mlflow)):
-        if not is_up(f"{url.rstrip('/')}/health"):
-            raise StackError(f"{name}={url} does not answer its health check; is that server running?")
+    try:
+        with temporary_settings({PREFECT_API_URL: prefect_api}), get_client(sync_client=True) as client:
+            check_server(client)
+        check_mlflow(mlflow)
+    except (ServerProblem, TrackingUnavailable) as error:
+        raise StackError(str(error)) from error
     return Addresses(prefect_api.rstrip("/"), mlflow.rstrip("/"))
 
 

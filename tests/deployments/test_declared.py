@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from deployments.declared import MAX_HEARTBEAT_S, PREFECT_YAML, REPOSITORY, Site, read_declared, read_site
 from deployments.deploy import FORM, Change, as_switched, converge
-from deployments.server import ServerProblem
 from deployments.work_pools import WorkPoolName, kubernetes_template, work_pools
+from flows.prefect_server import ServerProblem
 from tasks.contracts.cluster_settings import ClusterCheck
 from tasks.contracts.overrides import SettingsError, read_experiment, read_settings
 from tasks.training.plan import plan_training

@@ -5,12 +5,14 @@ import json
 import socket
 import threading
 
+import mlflow.version
 import prefect
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from deployments.server import ServerProblem, check_server, server_address
+from flows.local_stack import StackError, configured_stack
+from flows.prefect_server import ServerProblem, check_server, server_address
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -105,3 +107,42 @@ def test_a_server_that_fails_altogether_is_told(answering):
 def test_no_server_is_named():
     with temporary_settings(restore_defaults={PREFECT_API_URL}), pytest.raises(ServerProblem, match="names no server"):
         server_address()
+
+
+GOOD_PREFECT = {
+    "/health": (200, "application/json", "true"),
+    "/admin/version": (200, "application/json", json.dumps(prefect.__version__)),
+    "/ready": (200, "application/json", "{}"),
+}
+GOOD_MLFLOW = {"/version": (200, "text/plain", mlflow.version.VERSION)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"/admin/version": (401, "text/plain", "no")}, "refuses the credentials .* PREFECT_API_AUTH_STRING"),
+        ({"/ready": (503, "text/plain", "no")}, "cannot use its database"),
+        ({"/version": (200, "text/plain", "1.2.3")}, "MLflow 1.2.3 and this environment has"),
+        ({"/version": (401, "text/plain", "no")}, "MLFLOW_TRACKING_USERNAME"),
+    ],
+)
+def test_a_flow_begins_with_servers_that_it_can_use_or_not_at_all(answering, monkeypatch, changes, said):
+    """Prefect and MLflow both answer a health check whatever else is wrong."""
+    answers, address = answering
+    answers.update(GOOD_PREFECT | GOOD_MLFLOW)
+    monkeypatch.setenv("PREFECT_API_URL", address)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address.removesuffix("/api"))
+    found = configured_stack()
+    assert (found.prefect_api, found.mlflow) == (address, address.removesuffix("/api"))
+    answers.update(changes)
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), pytest.raises(StackError, match=said):
+        configured_stack()
+
+
+def test_one_server_without_the_other_is_refused(monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(StackError, match="set both, or neither"):
+        configured_stack()
+    monkeypatch.delenv("PREFECT_API_URL")
+    assert configured_stack() is None
