@@ -94,7 +94,12 @@ def _by_input(layers: Sequence[Linear], run: Callable[[], object]) -> list[list[
     # A block has one precision.
     precisions = {layer.base_layer.weight.dtype for layer in layers}
     alike = [[one for one in group if one.base_layer.weight.dtype == dtype] for group in once for dtype in precisions]
-    return [group for group in alike if group]
+    return [group for group in alike if group and not _is_alone_and_square(group)]
+
+
+def _is_alone_and_square(group: Sequence[Linear]) -> bool:
+    """As after attention, whose output would have to be copied, and kept twice: that costs what the joined product spares."""
+    return len(group) == 1 and group[0].in_features == group[0].out_features
 
 
 class _Block:
@@ -147,7 +152,9 @@ class _Block:
     def _multiply(self, given: torch.Tensor) -> list[torch.Tensor]:
         flat = given.reshape(-1, self.width).to(self.matrix.dtype)
         products = _Product.apply(flat, self.matrix, self.outputs, self.ranks, self.scales, *self.a, *self.b)
-        outputs = [product.unflatten(0, given.shape[:-1]) for product in products]
+        # Of a narrow part a copy: whoever keeps the value for attention's backward pass would keep the whole product with it.
+        parts = [product.contiguous() if 2 * product.shape[1] < self.height else product for product in products]
+        outputs = [part.unflatten(0, given.shape[:-1]) for part in parts]
         biases = [layer.base_layer.bias for layer in self.layers]
         return [
             output if bias is None else output + bias.to(output.dtype)
