@@ -140,9 +140,9 @@ class _Block:
             for ranks, rows, a, b, scale in parts
         ]
 
-    def of_layer(self, number: int, given: torch.Tensor) -> torch.Tensor:
+    def of_layer(self, number: int, given: torch.Tensor) -> Any:
         """What this layer makes of (..., width); the first that is asked computes it for all that are given the same."""
-        if self._given is not given:
+        if self._given is not given or self._waiting[number] is None:
             self._given, self._waiting = given, self._multiply(given)
         output, self._waiting[number] = self._waiting[number], None
         if not any(other is not None for other in self._waiting):
@@ -170,6 +170,8 @@ class JoinedLinear(Linear):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """(..., in_features) to (..., out_features)."""
+        if self.disable_adapters:
+            return super().forward(x, *args, **kwargs)
         return self.block.of_layer(self.number, x)
 
 

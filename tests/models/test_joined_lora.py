@@ -93,6 +93,18 @@ def test_parameters_stay_pefts_and_no_matrix_is_held_twice():
     assert held < sum(storages.values()) < 1.6 * held
 
 
+def test_adapters_that_are_switched_off_and_a_layer_that_is_asked_again():
+    theirs = adapted()
+    ours = copy.deepcopy(theirs)
+    joined(ours).refresh()
+    with ours.disable_adapter(), theirs.disable_adapter():
+        assert torch.allclose(ours(IDS).logits, theirs(IDS).logits, atol=1e-6)
+    ours_k, theirs_k = (m.get_base_model().get_decoder().layers[0].self_attn.k_proj for m in (ours, theirs))
+    hidden = torch.randn(3, SIZES["hidden_size"])
+    for _ in range(2):
+        assert torch.allclose(ours_k(hidden), theirs_k(hidden), atol=1e-5)
+
+
 def test_some_layers_only():
     theirs = adapted(target_modules=["q_proj", "v_proj", "down_proj"], layers_to_transform=[1, 2])
     ours = copy.deepcopy(theirs)
