@@ -70,7 +70,7 @@ faults-pool: $(INSTALLED)  ## every fault of the pool REPEAT times, here and on 
 test-kubernetes: $(INSTALLED)  ## the pool on the cluster of the kubeconfig, in a namespace of its own; IMAGE=... names the image
 	$(BIN)/python -m tests.kubernetes
 
-stack-test: $(INSTALLED)  ## the stack of compose.yaml here, with a real PostgreSQL; root; PART="start access run schedule kill concurrent backup"
+stack-test: $(INSTALLED)  ## the stack of compose.yaml here, with a real PostgreSQL; root; PART="start access run schedule kill silent concurrent backup"
 	ls /usr/lib/postgresql/*/bin/postgres > /dev/null 2>&1 || (apt-get update -qq && apt-get install -qq -y postgresql)
 	@# They need root and a PostgreSQL, which the other jobs of CI have not.
 	$(BIN)/python -m pytest tests/deployments/test_start_checked.py

@@ -5,6 +5,7 @@
     run          one tiny fine-tuning run from the deployment to FINISHED
     schedule     a run that nobody starts, and no server with a traceback in its log
     kill         prefect, mlflow, postgres, worker: each killed with -9 in the middle of a run and started again
+    silent       a flow and its worker killed together, as when their node dies: its heartbeats stay away, and it is taken over
     concurrent   RUNS (20) at once, every fourth of them a cluster check
     backup       dumped, the databases dropped, restored: old runs open as before
 
@@ -19,13 +20,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from uuid import UUID
 
 import httpx
+import psutil
 from mlflow.tracking import MlflowClient
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import IntervalSchedule
@@ -35,12 +39,14 @@ from flows.local_stack import end_as_with_ctrl_c
 from tests.conftest import REPOSITORY
 from tests.integration.planted import ARGUMENTS, files_with, sampled_arguments
 from tests.stack.backup import dump, restore
-from tests.stack.processes import HOST, Stack
+from tests.stack.processes import HOST, Stack, flows_under
 from tests.stack.runs import CHECK, DEPLOYMENT, how_check_ended, how_it_ended, start_run, wait_for_end
 from tests.stack.tiny import tiny_check_overrides, tiny_overrides, write_tiny_model
 
 LIGHT = "reconcile/left-runs"
 RUN_LIMIT_S = 220.0
+SILENCE_S = 150.0
+"""Three heartbeats, by which a flow counts as silent, and what the servers and the worker take to act on it."""
 EVERY_FOURTH = 4
 
 
@@ -148,6 +154,42 @@ def kill(check: Check) -> None:
         check.say(f"{name}: killed in training and restarted after 5 s: {ended}", held=ended.is_whole)
 
 
+def silent(check: Check) -> None:
+    deployment = check.client.read_deployment_by_name(LIGHT)
+    looks_here = {**deployment.parameters, "storage": str(check.storage)}
+    check.client.update_deployment(deployment.id, DeploymentUpdate(parameters=looks_here))
+    began = start_run(check.client, "silent", check.overrides(epochs=4))
+    jobs = check.storage / "runs" / "silent" / "jobs"
+    wait_until(lambda: any((jobs / "train_adapter").glob("*/metrics.jsonl")), "silent's training")
+    # The worker first: it would say that the flow crashed.
+    check.stack.kill("worker")
+    killed = [process for process in flows_under(check.stack.folder) if drives(process, began)]
+    for process in killed:
+        process.kill()
+    check.stack.start("worker")
+    check.stack.wait_for("worker")
+    died = time.monotonic()
+    ended = how_it_ended(wait_for_end(check.client, began, SILENCE_S + RUN_LIMIT_S), check.mlflow, check.storage)
+    check.say(
+        f"silent: {len(killed)} processes of the flow and its worker killed, {time.monotonic() - died:.0f} s later {ended}",
+        held=bool(killed) and ended.is_whole,
+    )
+    its_own = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]))
+    started = [run for run in check.client.read_flow_runs(flow_run_filter=its_own) if run.created_by]
+    by = {run.created_by.type for run in started}
+    check.say(f"{LIGHT} was started by {by or 'nobody'}", held="AUTOMATION" in by)
+    check.client.update_deployment(deployment.id, DeploymentUpdate(parameters=deployment.parameters))
+
+
+def drives(process: psutil.Process, flow_run: UUID) -> bool:
+    """Whether a process is a flow run's own; those of its jobs are not."""
+    with suppress(psutil.Error):
+        return "prefect" in " ".join(process.cmdline()) and process.environ().get("PREFECT__FLOW_RUN_ID") == str(
+            flow_run
+        )
+    return False
+
+
 def concurrent(check: Check) -> None:
     count = int(os.environ.get("RUNS", "20"))
     kinds = [CHECK if number % EVERY_FOURTH == EVERY_FOURTH - 1 else DEPLOYMENT for number in range(count)]
@@ -220,6 +262,7 @@ PARTS: dict[str, Callable[[Check], None]] = {
     "run": run,
     "schedule": schedule,
     "kill": kill,
+    "silent": silent,
     "concurrent": concurrent,
     "backup": backup,
 }
