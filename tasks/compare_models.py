@@ -60,7 +60,7 @@ def compare_models(
         if champion and of_champion:
             check_comparable("champion", of_champion, finetuned)
             theirs = _of_test(_predictions(of_champion))
-            against = against_champion(examples, theirs, _of_test(after), run.experiment.gates, champion.version)
+            against = against_champion(examples, theirs, _of_test(after), champion.version)
         inputs = ReportInputs(
             run=run.folder.run,
             model=run.experiment.model.name,

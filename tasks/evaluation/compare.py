@@ -12,6 +12,7 @@ from tasks.contracts.comparison import (
     GroupFigures,
     ModelFigures,
     Outcome,
+    PairedDifference,
     Score,
     Sensitivity,
 )
@@ -85,7 +86,6 @@ def against_champion(
     examples: Sequence[Example],
     champion: Sequence[Prediction],
     finetuned: Sequence[Prediction],
-    gates: GateSettings,
     version: str,
 ) -> ChampionFigures:
     """The fine-tuned model against the present champion, on the requests that the verdict rests on.
@@ -103,16 +103,20 @@ def against_champion(
         for predictions in (_by_id(examples, champion), _by_id(examples, finetuned))
     )
     group = _group(PRIMARY, asked, theirs, ours)
-    alpha = min(ALPHA, gates.max_p_value or ALPHA)
-    return ChampionFigures(version, group.original.exact_match, group.paired, _against(group, version, alpha))
+    return ChampionFigures(version, group.original.exact_match, group.paired, _against(group, version))
 
 
-def _against(group: GroupFigures, version: str, alpha: float) -> str:
+def _against(group: GroupFigures, version: str) -> str:
     paired = group.paired
     if paired.difference is None:
-        return f"Nothing can be said against the champion {version}: no request was scored for both."
-    verdict = "is better than" if is_improvement(paired, alpha) else "is not shown to be better than"
-    return f"The fine-tuned model {verdict} the champion {version}: {_figures_of_pair(group)}."
+        return f"Nothing can be said against the champion, {version}: no request was scored for both."
+    is_better = is_improvement(paired, ALPHA)
+    verdict = "is better than" if is_better else f"is not shown (p < {ALPHA:g}) to be better than"
+    own, theirs = group.finetuned.exact_match.value or 0, group.original.exact_match.value or 0
+    return (
+        f"The fine-tuned model {verdict} the champion, {version}: {own:.1%} of {paired.n} requests needing a call exactly right, "
+        f"the champion {theirs:.1%} {_in_points(paired)}."
+    )
 
 
 def _by_id(examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, Prediction]:
@@ -193,19 +197,21 @@ def _figures(scores: Sequence[Score]) -> ModelFigures:
 
 
 def _statement(primary: GroupFigures, is_improvement: bool, alpha: float) -> str:
-    if primary.paired.difference is None:
+    before, after, paired = primary.original.exact_match, primary.finetuned.exact_match, primary.paired
+    if paired.difference is None or before.value is None or after.value is None:
         return "No improvement can be claimed: no request needing a call was scored for both models."
-    figures = _figures_of_pair(primary)
+    figures = (
+        f"exact match on {paired.n} requests needing a call went from {before.value:.1%} to {after.value:.1%} "
+        f"{_in_points(paired)}"
+    )
     if is_improvement:
         return f"The fine-tuned model is better: {figures}."
     return f"No improvement is shown (it would need p < {alpha:g}): {figures}."
 
 
-def _figures_of_pair(group: GroupFigures) -> str:
-    """Of a group with a request that both were scored for."""
-    before, after, paired = group.original.exact_match, group.finetuned.exact_match, group.paired
+def _in_points(paired: PairedDifference) -> str:
+    """A difference that there is, in brackets."""
     return (
-        f"exact match on {paired.n} requests needing a call went from {before.value or 0:.1%} to {after.value or 0:.1%} "
         f"({100 * (paired.difference or 0):+.1f} points, 95 % interval {100 * (paired.low or 0):+.1f} to "
         f"{100 * (paired.high or 0):+.1f}, p = {paired.p_value:.2g}; {paired.num_fixed} fixed, "
         f"{paired.num_broken} broken)"

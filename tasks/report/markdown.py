@@ -27,7 +27,7 @@ def comparison_markdown(document: ReportDocument) -> str:
         f"# {'PASS' if document.passed else 'FAIL'}: {document.run}",
         "",
         document.statement,
-        *(["", document.champion.statement] if document.champion else []),
+        *(["", " ".join(document.champion.statement.split())] if document.champion else []),
         "",
         "| gate | measured | threshold | |",
         "|---|---:|---:|---|",

@@ -8,7 +8,7 @@ from tasks.contracts.conversation import Call, Example, Message
 from tasks.contracts.measurements import Measurements, ModelSpeed, StageTime
 from tasks.contracts.prediction import Prediction, Reading
 from tasks.contracts.settings import GateSettings
-from tasks.evaluation.compare import compare
+from tasks.evaluation.compare import against_champion, compare
 
 GATES = GateSettings(min_requests=100)
 RIGHT, WRONG = Call("f", {"a": 1}), Call("f", {"a": 2})
@@ -42,6 +42,33 @@ def test_a_clear_improvement_passes():
     assert result.is_improvement
     assert "went from 0.0% to 100.0%" in result.statement
     assert "120 requests" in result.statement
+
+
+@pytest.mark.parametrize(
+    ("champion_right", "verdict", "difference", "fixed", "broken"),
+    [
+        (60, "is better than the champion, m version 1", 40 / 120, 40, 0),
+        (99, "is not shown (p < 0.05) to be better than the champion, m version 1", 1 / 120, 1, 0),
+        (110, "is not shown (p < 0.05) to be better than the champion, m version 1", -10 / 120, 0, 10),
+    ],
+)
+def test_against_the_champion_the_requests_of_the_verdict_count(champion_right, verdict, difference, fixed, broken):
+    tests = examples()
+    # What needs no call decides nothing, whoever is right there.
+    champion = answers(tests, [i < champion_right for i in range(120)] + [True] * 20)
+    ours = answers(tests, [i < 100 for i in range(120)] + [False] * 20)
+    against = against_champion(tests, champion, ours, "m version 1")
+    assert verdict in against.statement
+    assert against.exact_match.value == pytest.approx(champion_right / 120)
+    assert (against.paired.n, against.paired.num_fixed, against.paired.num_broken) == (120, fixed, broken)
+    assert against.paired.difference == pytest.approx(difference)
+
+
+def test_against_a_champion_of_whom_no_answer_came_nothing_is_said():
+    tests = examples()
+    against = against_champion(tests, [], answers(tests, [True] * 140), "m version 1")
+    assert against.paired.difference is None
+    assert "no request was scored for both" in against.statement
 
 
 def test_a_model_that_never_calls_fails_although_it_abstains_always():

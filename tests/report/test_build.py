@@ -18,7 +18,7 @@ from tasks.contracts.measurements import Measurements, ModelSpeed, StageTime
 from tasks.contracts.prediction import Prediction, Reading
 from tasks.contracts.settings import GateSettings
 from tasks.dataset.quality import Quality
-from tasks.evaluation.compare import compare
+from tasks.evaluation.compare import against_champion, compare
 from tasks.report.build import ReportInputs, build_report
 from tasks.report.compare_runs import compare_runs, runs_markdown, runs_page
 from tasks.report.diff import marked
@@ -80,6 +80,7 @@ def folder(tmp_path):
         points=[(1, {"train/loss": 1.0, "train/tokens_per_s_per_gpu": 90.0}), (2, {"train/loss": 0.5})],
         provenance={"settings": {"x": 1}},
         measured=MEASURED,
+        champion=against_champion(tests, original, finetuned, f"{HOSTILE} version 2"),
     )
     build_report(comparison, inputs, tmp_path / "report")
     return tmp_path / "report"
@@ -90,6 +91,7 @@ def test_the_page_is_self_contained_and_runs_nothing_that_a_model_wrote(folder):
     assert "<script>alert" not in page
     assert "<img" not in page
     assert "&lt;script&gt;alert(1)" in page
+    assert "The fine-tuned model is not shown (p &lt; 0.05) to be better than the champion, &lt;/pre&gt;" in page
     assert page.count("<script>") == 1
     assert "sharing 8 words in a row with any training request: 25.0% (unseen tools: 0.0%)" in page
     assert "9 of dataset.num_test_rows=10" in page
@@ -103,6 +105,7 @@ def test_the_markdown_cannot_be_broken_out_of(folder):
     assert "\n# heading" not in text
     assert "| exact" not in text.splitlines()[0]
     assert text.startswith("# FAIL: run")
+    assert "champion" in text.splitlines()[4]
 
 
 def test_json_and_figures_stand_beside_it(folder):
