@@ -41,13 +41,13 @@ from tasks.contracts.files import link, write_json
 from tasks.contracts.overrides import SettingsError, apply_overrides, read_experiment
 from tasks.contracts.run_folder import RunFolder
 from tasks.contracts.settings import Experiment
-from tasks.fetch_champion import fetch_champion
+from tasks.fetch_champion import Champion, fetch_champion
 from tasks.lease import lease
 from tasks.pool.cancel import cancel_run
 from tasks.pool.supervise import Interrupted
 from tasks.prepare_dataset import prepare_dataset
 from tasks.run import Run
-from tasks.run_inference import run_inference
+from tasks.run_inference import Answers, run_inference
 from tasks.stage import cause_first
 from tasks.tracking.mlflow_runs import Status, Tracking
 from tasks.train_adapter import train_adapter
@@ -135,10 +135,10 @@ def run_stages(run: Run) -> Comparison:
         futures += stages
         # Whichever fails first ends the run at once, however long the others would take.
         for stage in as_completed(stages):
-            stage.result()
-        challenged = (champion.result(), of_champion.result()) if champion and of_champion else (None, None)
+            if stage is not of_champion:
+                stage.result()
         comparison: Comparison = compare_models(
-            run, prepared, original.result(), finetuned.result(), adapter.result(), *challenged
+            run, prepared, original.result(), finetuned.result(), adapter.result(), *_of_champion(champion, of_champion)
         )
         return comparison
     except BaseException:
@@ -149,6 +149,20 @@ def run_stages(run: Run) -> Comparison:
             with suppress(Interrupted):
                 future.wait()
         raise
+
+
+def _of_champion(champion: Any, answers: Any) -> tuple[Champion | None, Answers | None]:
+    """The champion and its answers; neither where it was not to be asked, or could not be, which is told."""
+    if answers is None:
+        return None, None
+    try:
+        return champion.result(), answers.result()
+    except (Interrupted, TerminationSignal):
+        raise
+    except Exception as error:
+        # What the run was for is there without it.
+        get_run_logger().error("the champion could not be asked, the report goes without it: %s", error)
+        return None, None
 
 
 def start_run(experiment: Experiment, folder: RunFolder, stop: threading.Event) -> Run:

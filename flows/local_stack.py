@@ -94,20 +94,28 @@ def configured_stack() -> Addresses | None:
         return None
     if not prefect_api or not mlflow:
         raise StackError("PREFECT_API_URL and MLFLOW_TRACKING_URI belong together: set both, or neither")
-    try:
-        with temporary_settings({PREFECT_API_URL: prefect_api}), get_client(sync_client=True) as client:
-            check_server(client)
-        check_mlflow(mlflow)
-    except (ServerProblem, TrackingUnavailable) as error:
-        raise StackError(str(error)) from error
-    return Addresses(prefect_api.rstrip("/"), mlflow.rstrip("/"))
+    return _usable(Addresses(prefect_api.rstrip("/"), mlflow.rstrip("/")))
 
 
 def running_stack() -> Addresses | None:
-    """The servers of ``make ui``, if both are up on their usual ports."""
+    """The servers of ``make ui``, if both are up on their usual ports.
+
+    Raises:
+        StackError: something answers on both that cannot be used: of another version, or no Prefect and MLflow at all.
+    """
     addresses = _addresses(PREFECT_PORT, MLFLOW_PORT)
     both = is_up(f"{addresses.prefect_api}/health") and is_up(f"{addresses.mlflow}/health")
-    return addresses if both else None
+    return _usable(addresses) if both else None
+
+
+def _usable(addresses: Addresses) -> Addresses:
+    try:
+        with temporary_settings({PREFECT_API_URL: addresses.prefect_api}), get_client(sync_client=True) as client:
+            check_server(client)
+        check_mlflow(addresses.mlflow)
+    except (ServerProblem, TrackingUnavailable) as error:
+        raise StackError(str(error)) from error
+    return addresses
 
 
 @contextmanager

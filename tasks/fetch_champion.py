@@ -2,16 +2,19 @@
 
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
+from mlflow.exceptions import MlflowException
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from tasks.contracts.files import publish_folder, read_json, write_json
 from tasks.run import Run
+from tasks.tracking.mlflow_runs import RegisteredAdapter
 from tasks.train_adapter import TrainedAdapter
 
-ABOUT = "champion.json"
+ABOUT, FILES = "champion.json", "adapter"
 
 
 @dataclass(frozen=True)
@@ -24,30 +27,36 @@ class Champion:
 
 @task(name="fetch_champion", cache_policy=NO_CACHE)
 def fetch_champion(run: Run, adapter: TrainedAdapter) -> Champion | None:
-    """The present champion of the run's model; None, said in the log, where there is none for the same base.
+    """The present champion of the run's model; None, said in the log, where there is none that could be asked.
 
     A run that is taken up again asks the one that it had: another may have taken the title since.
 
     Args:
         adapter: the run's own, whose base it must share.
     """
-    final = run.folder.champion
+    logger, final = get_run_logger(), run.folder.champion
     if not final.exists():
         found = run.tracking.champion_of(run.experiment.model.name)
         if found is None:
-            get_run_logger().info("ask_champion: no adapter of %s is champion yet", run.experiment.model.name)
+            logger.info("ask_champion: no adapter of %s is champion yet", run.experiment.model.name)
             return None
-        base, own = found.tags.get("base_weights_sha256"), adapter.figures["base_weights_sha256"]
-        if base != own:
-            get_run_logger().warning(
-                "ask_champion: %s was trained on other weights of %s (%s, now %s) and is not asked",
-                found.title, run.experiment.model.name, base, own,
-            )  # fmt: skip
+        own = adapter.figures["base_weights_sha256"]
+        if found.base != own:
+            logger.warning("ask_champion: %s is of other base weights (%s, now %s)", found.title, found.base, own)
             return None
-        temporary = final.with_name(".champion.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        run.tracking.fetch_adapter(found, temporary)
-        write_json(temporary / ABOUT, {"version": found.title})
-        publish_folder(temporary, final)
-    return Champion(str(final / "adapter"), read_json(final / ABOUT)["version"])
+        try:
+            _bring(run, found, final)
+        except (MlflowException, OSError) as error:
+            # The training has ended well and is worth a comparison with the original all the same.
+            logger.error("ask_champion: the files of %s cannot be had, and it is not asked: %s", found.title, error)
+            return None
+    return Champion(str(final / FILES), read_json(final / ABOUT)["version"])
+
+
+def _bring(run: Run, adapter: RegisteredAdapter, final: Path) -> None:
+    temporary = final.with_name(".champion.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    run.tracking.fetch_adapter(adapter, temporary / FILES)
+    write_json(temporary / ABOUT, {"version": adapter.title})
+    publish_folder(temporary, final)

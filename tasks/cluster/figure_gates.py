@@ -110,7 +110,7 @@ def _judge(
             return finding(
                 status, layer, f"{worst:.4g} on {ordered[0]} is {sign} {limit:.4g} ({why})", value=worst, limit=limit,
                 culprits=tuple(_named(place, stage, evidence.check.pool.num_nodes) for place in below),
-                action=_action(evidence, name),
+                action=_action(evidence, references, name),
             )  # fmt: skip
     off = outliers(values, better, thresholds)
     if off and name not in HAVE_LIMITS_ALONE:
@@ -118,7 +118,8 @@ def _judge(
         return finding(
             Status.FAIL, "fleet",
             f"{first.value:.4g} on {first.place} is {first.worse_by:.0%} worse than {first.typical:.4g} of the others",
-            value=first.value, limit=first.typical, culprits=tuple(o.place for o in off), action=_action(evidence, name),
+            value=first.value, limit=first.typical, culprits=tuple(o.place for o in off),
+            action=_action(evidence, references, name),
         )  # fmt: skip
     drifted = _drifted(evidence, found, better, thresholds)
     if drifted and name not in HAVE_LIMITS_ALONE:
@@ -126,7 +127,7 @@ def _judge(
         status = Status.FAIL if effect > min(0.95, 2 * thresholds.history_effect) else Status.WARN
         return finding(
             status, "history", f"{values[place]:.4g} on {place} is {effect:.0%} worse than in earlier runs",
-            value=values[place], culprits=tuple(p for p, _ in drifted), action=_action(evidence, name),
+            value=values[place], culprits=tuple(p for p, _ in drifted), action=_action(evidence, references, name),
         )  # fmt: skip
     has_fleet = len(values) > 1 and name not in HAVE_LIMITS_ALONE
     has_history = name not in HAVE_LIMITS_ALONE and any(
@@ -246,7 +247,7 @@ def _named(place: str, stage: str, num_nodes: int) -> str:
     return f"{FABRIC}{'between the nodes' if num_nodes > 1 else 'inside the node'}"
 
 
-def _action(evidence: Evidence, name: str) -> str:
+def _action(evidence: Evidence, references: References, name: str) -> str:
     if name.endswith("throttled_share"):
         return "look at its cooling, power supply and power limit: nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER"
     if name.startswith(("matrix_product", "step_s", "endurance")):
@@ -271,9 +272,11 @@ def _action(evidence: Evidence, name: str) -> str:
         return "read the gates before it: training is slow of what they measure, or of its own settings"
     if evidence.check.pool.num_nodes > 1 and not name.startswith("node_"):
         return "read the pair matrix and NCCL's transport; check cables, adapters and NCCL_IB_HCA"
-    if evidence.check.pool.gpus:
+    if not evidence.check.pool.gpus:
+        return "read the pair matrix; see what else the processors of this machine do"
+    if references.node_fabric is not None and references.node_fabric.name.startswith("nvlink"):
         return (
             "read the pair matrix; check nvidia-smi nvlink --status, the fabric manager, and whether NVLink multicast is meant "
             "to be off (NCCL_NVLS_ENABLE)"
         )
-    return "read the pair matrix; see what else the processors of this machine do"
+    return "read the pair matrix; check PCIe width and generation, nvidia-smi topo -m, and that GPUs may reach each other (IOMMU)"

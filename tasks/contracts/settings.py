@@ -431,4 +431,9 @@ class Experiment(Settings):
                 "ask_champion=true with inference.engine=openai: a server of yours does not have the champion; the engines "
                 "transformers and vllm ask it on the pool"
             )
+        if self.ask_champion and self.inference.adapter == "none":
+            raise ValueError(
+                "ask_champion=true with inference.adapter=none: there would be no answers of the new adapter to hold against the "
+                "champion's; set one or the other"
+            )
         return self

@@ -8,7 +8,7 @@ from tasks.contracts.files import read_json
 from tasks.contracts.job import STARTS
 from tasks.contracts.measurements import Measurements, ModelSpeed, StageTime
 from tasks.contracts.memory_errors import says_out_of_memory
-from tasks.contracts.run_folder import RunFolder
+from tasks.contracts.run_folder import STAGES, RunFolder
 
 GPU_UTILIZATION, GPU_MEMORY = "gpu/utilization", "gpu/memory_share"
 """Metrics over the training steps, where something samples the GPUs; shares between 0 and 1."""
@@ -23,8 +23,9 @@ def measure(
         training: what the training job left as its result.
         points: ``(step, metrics)`` of the training run.
     """
-    spans = {stage: _spans(folder.job(stage)) for stage in folder.stages}
-    stages = tuple(_stage(stage, folder, spans[stage]) for stage in folder.stages)
+    # What it takes to ask the champion as well is not the run's own.
+    spans = {stage: _spans(folder.job(stage)) for stage in STAGES}
+    stages = tuple(_stage(stage, folder, spans[stage]) for stage in STAGES)
     every = [span for found in spans.values() for span in found]
     original, finetuned = (
         ModelSpeed.from_manifest(read_json(folder.inference(which) / "manifest.json"))
@@ -42,7 +43,9 @@ def measure(
         gpu_utilization=_mean([m[GPU_UTILIZATION] for _, m in points if GPU_UTILIZATION in m]),
         gpu_memory_share=max((m[GPU_MEMORY] for _, m in points if GPU_MEMORY in m), default=None),
         has_final_checkpoint=(adapter / "manifest.json").exists() and any(adapter.glob("*.safetensors")),
-        num_out_of_memory=sum(map(_ran_out_of_memory, folder.jobs.glob("*/*/summary.json")))
+        num_out_of_memory=sum(
+            _ran_out_of_memory(s) for stage in STAGES for s in folder.job(stage).glob("*/summary.json")
+        )
         + (original.num_memory_retries or 0)
         + (finetuned.num_memory_retries or 0),
         original=original,

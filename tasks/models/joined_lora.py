@@ -31,6 +31,7 @@ class JoinedProducts:
     def __init__(self, blocks: Sequence["_Block"]) -> None:
         self.num_products = len(blocks)
         self.num_layers = sum(len(block.layers) for block in blocks)
+        self._blocks = blocks
         self._slots = [slot for block in blocks for slot in block.slots()]
 
     def refresh(self) -> None:
@@ -39,6 +40,8 @@ class JoinedProducts:
         with torch.no_grad():
             torch._foreach_copy_(slots_a, weights_a)
             torch._foreach_copy_(slots_b, torch._foreach_mul(weights_b, scales))
+        for block in self._blocks:
+            block.forget()
 
 
 def join(model: Any, run: Callable[[], object]) -> JoinedProducts | None:
@@ -48,8 +51,21 @@ def join(model: Any, run: Callable[[], object]) -> JoinedProducts | None:
         model: a :class:`~peft.PeftModel` of a causal language model, on its device; a matrix in shards stays as it is.
         run: makes one forward pass of it, from which it is seen which layers are given the same input.
     """
-    layers = [layer for layer in model.get_base_model().get_decoder().modules() if _can_be_joined(layer)]
-    blocks = [_Block(group) for group in _by_input(layers, run)] if layers else []
+    base = model.get_base_model()
+    layers = [layer for layer in base.get_decoder().modules() if _can_be_joined(layer)]
+    if not layers:
+        return None
+    text = base.config.get_text_config()
+    heads = text.num_attention_heads
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    value_width = (getattr(text, "num_key_value_heads", None) or heads) * head_size
+    after_attention = (heads * head_size, text.hidden_size)
+    # Attention's output would have to be copied into a block, and be kept twice: that costs what the joined product spares.
+    blocks = [
+        _Block(group, value_width)
+        for group in _by_input(layers, run)
+        if len(group) > 1 or (group[0].in_features, group[0].out_features) != after_attention
+    ]
     return JoinedProducts(blocks) if blocks else None
 
 
@@ -94,17 +110,18 @@ def _by_input(layers: Sequence[Linear], run: Callable[[], object]) -> list[list[
     # A block has one precision.
     precisions = {layer.base_layer.weight.dtype for layer in layers}
     alike = [[one for one in group if one.base_layer.weight.dtype == dtype] for group in once for dtype in precisions]
-    return [group for group in alike if group and not _is_alone_and_square(group)]
-
-
-def _is_alone_and_square(group: Sequence[Linear]) -> bool:
-    """As after attention, whose output would have to be copied, and kept twice: that costs what the joined product spares."""
-    return len(group) == 1 and group[0].in_features == group[0].out_features
+    return [group for group in alike if group]
 
 
 class _Block:
-    def __init__(self, layers: Sequence[Linear]) -> None:
-        self.layers = layers
+    """Layers that are given the same, and their common matrix.
+
+    Args:
+        value_width: of attention's keys and values together.
+    """
+
+    def __init__(self, layers: Sequence[Linear], value_width: int) -> None:
+        self.layers, self.value_width = layers, value_width
         names = [_only(layer.lora_A) for layer in layers]
         self.width = layers[0].in_features
         self.outputs = [layer.out_features for layer in layers]
@@ -149,11 +166,15 @@ class _Block:
             self._given = None
         return output
 
+    def forget(self) -> None:
+        """What was computed for layers that were not asked after all."""
+        self._given, self._waiting = None, [None] * len(self.layers)
+
     def _multiply(self, given: torch.Tensor) -> list[torch.Tensor]:
         flat = given.reshape(-1, self.width).to(self.matrix.dtype)
         products = _Product.apply(flat, self.matrix, self.outputs, self.ranks, self.scales, *self.a, *self.b)
-        # Of a narrow part a copy: whoever keeps the value for attention's backward pass would keep the whole product with it.
-        parts = [product.contiguous() if 2 * product.shape[1] < self.height else product for product in products]
+        # Of a value a copy: attention keeps it for its backward pass, and the whole product would be kept with it.
+        parts = [product.contiguous() if product.shape[1] == self.value_width else product for product in products]
         outputs = [part.unflatten(0, given.shape[:-1]) for part in parts]
         biases = [layer.base_layer.bias for layer in self.layers]
         return [
@@ -170,7 +191,7 @@ class JoinedLinear(Linear):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """(..., in_features) to (..., out_features)."""
-        if self.disable_adapters:
+        if self.disable_adapters or self.merged:
             return super().forward(x, *args, **kwargs)
         return self.block.of_layer(self.number, x)
 
@@ -201,7 +222,8 @@ class _Product(torch.autograd.Function):
         outputs, ranks, scales = ctx.sizes
         height, rank = sum(outputs), sum(ranks)
         width = matrix.shape[1] - rank
-        tall = torch.cat([*gradients, gradients[0].new_zeros(wide.shape[0], rank)], dim=1)
+        # Autocast makes bfloat16 of float32 going forward, and is over by now.
+        tall = torch.cat([*gradients, gradients[0].new_zeros(wide.shape[0], rank)], dim=1).to(matrix.dtype)
         tall[:, height:] = tall @ matrix[:, width:]
         of_given = tall @ matrix[:, :width]
         of_a = (tall[:, height:].t() @ wide[:, :width]).float().split(ranks)

@@ -30,10 +30,11 @@ def dataset_job(experiment: Experiment, folder: RunFolder, *, output: str) -> Jo
 def inference_job(
     experiment: Experiment, folder: RunFolder, which: str, *, dataset: str, adapter: str | None, output: str
 ) -> JobSpec:
-    """Every test request put to one model by all ranks of the pool."""
+    """Every test request put to one model by all ranks of the pool; the champion is asked no public benchmark."""
+    inference = experiment.inference.model_dump(mode="json") | ({"suites": []} if which == "champion" else {})
     arguments = {
         "model": experiment.model.model_dump(mode="json"),
-        "inference": experiment.inference.model_dump(mode="json"),
+        "inference": inference,
         "storage": experiment.storage.shared,
         "dataset": dataset,
         "adapter": adapter,

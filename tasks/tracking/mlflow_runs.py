@@ -7,6 +7,7 @@ that is away holds up no GPU, and a run's status comes from the job's real outco
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
+from mlflow.artifacts import download_artifacts
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
@@ -34,13 +36,18 @@ class RegisteredAdapter:
     """A version of an adapter in MLflow's registry.
 
     Attributes:
-        run_id: the MLflow run that has its files, under ``adapter``.
+        source: where its files are, as MLflow's artifact address.
     """
 
     name: str
     number: str
-    run_id: str
+    source: str
     tags: Mapping[str, str]
+
+    @property
+    def base(self) -> str | None:
+        """Digest of the base model's weights; None where the version does not say."""
+        return self.tags.get("base_weights_sha256")
 
     @property
     def title(self) -> str:
@@ -207,11 +214,21 @@ class Tracking:
         if "champion" not in aliases:
             return None
         version = self.client.get_model_version(name, aliases["champion"])
-        return RegisteredAdapter(name, str(version.version), str(version.run_id), dict(version.tags))
+        source = self.client.get_model_version_download_uri(name, version.version)
+        return RegisteredAdapter(name, str(version.version), source, dict(version.tags))
 
     def fetch_adapter(self, adapter: RegisteredAdapter, folder: Path) -> None:
-        """The adapter's files into ``folder/adapter``."""
-        self.client.download_artifacts(adapter.run_id, "adapter", str(folder))
+        """The adapter's files into a new folder.
+
+        Raises:
+            MlflowException: they are not where the version says.
+            OSError: they are there and no adapter.
+        """
+        with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+            found = Path(download_artifacts(artifact_uri=adapter.source, dst_path=place, tracking_uri=self.uri))
+            if not any(found.glob("*.safetensors")):
+                raise FileNotFoundError(f"{adapter.source} has no safetensors")
+            found.rename(folder)
 
     def register_adapter(
         self,
@@ -271,20 +288,17 @@ def takes_the_title(
         return False, "stays candidate: its gates did not pass"
     if champion is None:
         return True, "is champion: the first to pass its gates"
-    if against is not None and against.version == champion.title:
-        difference = against.paired.difference
-        if difference is None:
-            return False, "stays candidate: no request was scored for it and the champion"
-        beats = (
-            f"of {against.paired.n} requests it fixes {against.paired.num_fixed} and breaks {against.paired.num_broken}"
+    if champion.base != candidate.get("base_weights_sha256"):
+        return (
+            False,
+            f"stays candidate: {champion.title} is of other base weights; to begin anew move the alias by hand",
         )
-        if difference <= 0:
-            return False, f"stays candidate: it does not beat {champion.title}, {beats}"
-        return True, f"is champion: it beats {champion.title}, {beats}"
+    if against is not None:
+        return _by_asking(against, champion)
     if candidate.get("dataset_sha256") != champion.tags.get("dataset_sha256"):
         return False, (
-            "stays candidate: the champion was tested on another dataset; ask both the same with ask_champion=true, or move the "
-            "alias by hand"
+            f"stays candidate: {champion.title} was tested on another dataset and not asked; with ask_champion=true it is, "
+            "unless the log says why it could not be"
         )
     own, theirs = candidate.get("exact_match"), champion.tags.get("exact_match")
     if own is None or theirs is None:
@@ -292,3 +306,18 @@ def takes_the_title(
     if float(own) <= float(theirs):
         return False, f"stays candidate: exact match {float(own):.1%} does not beat the champion's {float(theirs):.1%}"
     return True, f"is champion: exact match {float(own):.1%} beats {float(theirs):.1%} on the same test set"
+
+
+def _by_asking(against: ChampionFigures, champion: RegisteredAdapter) -> tuple[bool, str]:
+    if against.version != champion.title:
+        return (
+            False,
+            f"stays candidate: {champion.title} took the title while {against.version} was asked; run it again",
+        )
+    paired = against.paired
+    if paired.difference is None:
+        return False, f"stays candidate: no request was scored for it and {champion.title}"
+    counts = f"of {paired.n} requests it fixes {paired.num_fixed} and breaks {paired.num_broken}"
+    if paired.difference <= 0:
+        return False, f"stays candidate: not right more often than {champion.title}, {counts}"
+    return True, f"is champion: right more often than {champion.title}, {counts}"

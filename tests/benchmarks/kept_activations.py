@@ -1,7 +1,7 @@
 """What compiled layers keep for the backward pass: ``python -m tests.benchmarks.kept_activations``.
 
-Bytes of each token that a layer in the proportions of Llama 3.1 8B keeps, an eighth as wide, with adapters as PEFT multiplies
-them and joined with their matrices. On a processor: what is kept is decided before code for a device is made.
+Bytes of each token that a layer keeps, an eighth as wide as those of 8B parameters, with adapters as PEFT multiplies them and
+joined with their matrices. On a processor: what is kept is decided before code for a device is made.
 """
 
 import copy
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.helpers import disable_input_dtype_casting
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3Config
 
 from tasks.models.joined_lora import join
 from tasks.models.packed_attention import PACKED, end_to_end, register
@@ -18,14 +18,16 @@ from tasks.training.packed_trainer import compile_layers
 
 NUM_TOKENS = 512
 NUM_LAYERS = 3
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 512,
-    "intermediate_size": 1792,
-    "num_hidden_layers": NUM_LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 1,
+SIZES = {"vocab_size": 64, "hidden_size": 512, "intermediate_size": 1792, "num_hidden_layers": NUM_LAYERS}
+SHAPES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+    "as Llama 3.1 8B": (LlamaConfig, {"num_attention_heads": 4, "num_key_value_heads": 1}),
+    "a head for each key": (LlamaConfig, {"num_attention_heads": 4, "num_key_value_heads": 4}),
+    "attention wider than the layer": (
+        Qwen3Config,
+        {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 128},
+    ),
 }
+TARGETS: tuple[str | list[str], ...] = ("all-linear", ["q_proj", "v_proj"])
 
 
 def kept_bytes(model: Any, batch: dict[str, Any]) -> int:
@@ -45,12 +47,14 @@ def kept_bytes(model: Any, batch: dict[str, Any]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def main() -> None:
+def compared(shape: str, targets: str | list[str], backend: str = "inductor") -> dict[str, float]:
+    """Bytes of each token and layer, with PEFT's products and joined."""
     register()
     torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES)).to(torch.bfloat16)
+    kind, sizes = SHAPES[shape]
+    base = AutoModelForCausalLM.from_config(kind(**SIZES | sizes)).to(torch.bfloat16)
     base.set_attn_implementation(PACKED)
-    peft = get_peft_model(base, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    peft = get_peft_model(base, LoraConfig(r=8, target_modules=targets, task_type="CAUSAL_LM"))
     joined = copy.deepcopy(peft)
     batch = end_to_end(torch.arange(NUM_TOKENS)[None] % SIZES["vocab_size"], (NUM_TOKENS,))
     with torch.no_grad():
@@ -59,11 +63,20 @@ def main() -> None:
     products.refresh()
     found = {}
     for name, model in (("PEFT's", peft), ("joined", joined)):
-        compile_layers(model.get_base_model())
+        compile_layers(model.get_base_model(), backend)
         found[name] = kept_bytes(model, batch) / NUM_TOKENS / NUM_LAYERS
-    for name, num_bytes in found.items():
-        share = num_bytes / found["PEFT's"]
-        print(f"{name:8} {num_bytes:8,.0f} bytes a token and layer, {share:.2f} times PEFT's")
+    return found
+
+
+def main() -> None:
+    for shape in SHAPES:
+        for targets in TARGETS:
+            found = compared(shape, targets)
+            theirs, ours = found["PEFT's"], found["joined"]
+            adapted = targets if isinstance(targets, str) else ", ".join(targets)
+            print(
+                f"{shape}, {adapted}: PEFT's {theirs:,.0f}, joined {ours:,.0f}, {ours / theirs:.3f} times", flush=True
+            )
 
 
 if __name__ == "__main__":

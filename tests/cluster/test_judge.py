@@ -29,12 +29,18 @@ def test_the_references_own_limits_are_a_profile_that_a_cluster_can_miss():
 
 
 @pytest.mark.parametrize(
-    ("num_nodes", "said", "not_said"),
-    [(2, "cables, adapters and NCCL_IB_HCA", "nvlink"), (1, "nvidia-smi nvlink --status", "NCCL_IB_HCA")],
+    ("num_nodes", "settings", "said", "not_said"),
+    [
+        (2, {}, "cables, adapters and NCCL_IB_HCA", "nvlink"),
+        (1, {}, "nvidia-smi nvlink --status", "NCCL_IB_HCA"),
+        (1, {"node_fabric": "pcie"}, "PCIe width", "nvlink"),
+        (1, {"gpus": False}, "the processors of this machine", "nvidia-smi"),
+    ],
 )
-def test_a_slow_collective_is_looked_for_in_the_fabric_that_it_ran_over(num_nodes, said, not_said):
-    cluster = Cluster(num_nodes, collectives={"size_factor": 1024, "min_kib": 1024})
-    cluster.figure("collectives", "all_reduce_busbw_gbytes_per_s", 9.0, only=lambda f: f.size_bytes == 1 << 30)
+def test_a_slow_collective_is_looked_for_in_the_fabric_that_it_ran_over(num_nodes, settings, said, not_said):
+    limits = {"overrides": {f"all_reduce_busbw_gbytes_per_s@{1 << 30}": 9}}
+    cluster = Cluster(num_nodes, collectives={"size_factor": 1024, "min_kib": 1024}, thresholds=limits, **settings)
+    cluster.figure("collectives", "all_reduce_busbw_gbytes_per_s", 1.0, only=lambda f: f.size_bytes == 1 << 30)
     action = cluster.bad()["collectives/all_reduce_busbw_gbytes_per_s"].action
     assert said in action
     assert not_said not in action

@@ -195,8 +195,8 @@ def test_the_champion_is_asked_the_same_requests_and_loses_or_keeps_its_title(fi
     assert (aliases["champion"] == aliases["candidate"]) == is_better
     status, children = mlflow_statuses(stack, "challenger")
     assert (status, children["run_inference_champion"]) == ("FINISHED", "FINISHED")
-    said = "it beats" if is_better else "it does not beat"
-    assert f"{said} {against['version']}, of {paired['n']} requests" in output
+    said = "is champion: " if is_better else "stays candidate: not "
+    assert f"{said}right more often than {against['version']}, of {paired['n']} requests" in output
     assert re.search(r"^run_inference_champion +\d", output, re.M)
 
 

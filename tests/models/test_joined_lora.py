@@ -1,15 +1,18 @@
 """A matrix and its adapter in one product: what PEFT computes, its gradients, its parameters."""
 
 import copy
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from tasks.models.joined_lora import JoinedLinear, join
+from tests.benchmarks.kept_activations import compared
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -24,11 +27,11 @@ SIZES = {
 IDS = torch.arange(24).reshape(2, 12)
 
 
-def adapted(kind: type = Qwen2Config, **changes: Any) -> Any:
+def adapted(kind: type = Qwen2Config, base: Mapping[str, Any] = MappingProxyType({}), **changes: Any) -> Any:
     torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_config(kind(**SIZES))
+    made = AutoModelForCausalLM.from_config(kind(**SIZES | base))
     lora = {"r": 8, "lora_alpha": 24, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | changes
-    model = get_peft_model(base, LoraConfig(**lora))
+    model = get_peft_model(made, LoraConfig(**lora))
     for name, parameter in model.named_parameters():
         # Zeros at first, of an adapter's second factor and of biases: nothing would be seen of them.
         if "lora_B" in name or "bias" in name:
@@ -139,14 +142,77 @@ def test_a_layer_that_is_used_twice_in_a_pass_or_never_stays_pefts():
     assert torch.allclose(model(IDS).logits, theirs(IDS).logits, atol=1e-6)
 
 
+def test_in_bfloat16_as_in_training_what_differs_is_rounding():
+    exact = adapted()
+    theirs = copy.deepcopy(exact)
+    for name, parameter in theirs.named_parameters():
+        if "lora_" not in name:
+            parameter.data = parameter.to(torch.bfloat16)
+    ours = copy.deepcopy(theirs)
+    with torch.autocast("cpu", torch.bfloat16):
+        joined(ours).refresh()
+        found = {name: pass_through(m) for name, m in (("ours", ours), ("theirs", theirs))}
+    found["exact"] = pass_through(exact)
+    for ours_, theirs_, exact_ in zip(found["ours"], found["theirs"], found["exact"], strict=True):
+        # As far from what is exact as PEFT's is.
+        assert (ours_ - exact_).norm() < 1.5 * (theirs_ - exact_).norm() < 0.1 * exact_.norm()
+
+
+def test_nothing_is_held_after_a_pass_and_a_refresh_forgets_what_was_not_asked_for():
+    model = adapted()
+    products = joined(model)
+    products.refresh()
+    pass_through(model)
+    blocks = [m.block for m in model.modules() if isinstance(m, JoinedLinear)]
+    assert all(block._given is None and not any(w is not None for w in block._waiting) for block in blocks)
+    attention = model.get_base_model().get_decoder().layers[0].self_attn
+    hidden = torch.randn(3, SIZES["hidden_size"])
+    attention.q_proj(hidden)
+    before = attention.k_proj.block._waiting[1]
+    with torch.no_grad():
+        attention.k_proj.lora_B["default"].weight += 1
+    products.refresh()
+    assert (attention.k_proj(hidden) - before).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("shape", "targets", "most"),
+    [
+        ("as Llama 3.1 8B", "all-linear", 1.0),
+        ("a head for each key", ["q_proj", "v_proj"], 1.0),
+        # Its queries are normalised, which keeps them as they were, and with them the keys' and values' part.
+        ("attention wider than the layer", "all-linear", 1.04),
+    ],
+)
+# Shown, and no errors: torch's compiler warns of itself wherever it traces.
+@pytest.mark.filterwarnings("default")
+def test_compiled_layers_keep_no_more_than_with_pefts_products(shape, targets, most):
+    torch._dynamo.reset()
+    found = compared(shape, targets, "aot_eager_decomp_partition")
+    torch._dynamo.reset()
+    assert found["joined"] <= most * found["PEFT's"]
+
+
+def test_what_follows_attention_is_left_whatever_its_shape():
+    model = adapted(Qwen3Config, base={"head_dim": 32})
+    products = joined(model)
+    assert (products.num_layers, products.num_products) == (3 * 6, 3 * 3)
+    assert not any(isinstance(m, JoinedLinear) for name, m in model.named_modules() if name.endswith("o_proj"))
+
+
 def test_each_of_several_precisions_is_a_block():
     model = adapted()
     decoder = model.get_base_model().get_decoder()
     for layer in decoder.layers:
         layer.self_attn.k_proj.base_layer.to(torch.bfloat16)
+    theirs = copy.deepcopy(model)
     with torch.autocast("cpu", torch.bfloat16):
         products = joined(model)
+        products.refresh()
+        passes = [pass_through(m) for m in (model, theirs)]
     assert (products.num_layers, products.num_products) == (3 * 6, 3 * 4)
+    for ours, others in zip(*passes, strict=True):
+        assert (ours - others).norm() < 0.05 * others.norm()
     assert {m.block.matrix.dtype for m in model.modules() if isinstance(m, JoinedLinear)} == {
         torch.float32,
         torch.bfloat16,

@@ -25,8 +25,8 @@ def test_the_champion_moves_only_to_a_version_that_beats_it(tmp_path, monkeypatc
     champion = tracking.champion_of("embedded")
     assert champion.title == "function-calling-embedded version 4"
     assert champion.tags["exact_match"] == "0.95"
-    (tmp_path / "fetched").mkdir()
     tracking.fetch_adapter(champion, tmp_path / "fetched")
-    assert (tmp_path / "fetched" / "adapter" / "adapter_model.safetensors").read_bytes() == b"weights"
+    assert [file.name for file in (tmp_path / "fetched").iterdir()] == ["adapter_model.safetensors"]
+    assert (tmp_path / "fetched" / "adapter_model.safetensors").read_bytes() == b"weights"
     tracking.log_table(run, {"request": ("q",), "answer": ("a",)}, "evaluation.json")
     assert '"type": "table"' in tracking.client.get_run(run).data.tags["mlflow.loggedArtifacts"]
