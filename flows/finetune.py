@@ -157,10 +157,8 @@ def _of_champion(champion: Any, answers: Any) -> tuple[Champion | None, Answers 
         return None, None
     try:
         return champion.result(), answers.result()
-    except (Interrupted, TerminationSignal):
-        raise
     except Exception as error:
-        # What the run was for is there without it.
+        # What the run was for is there without it. A stop is none of these.
         get_run_logger().error("the champion could not be asked, the report goes without it: %s", error)
         return None, None
 

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from prefect.logging import disable_run_logger
 
+from flows.finetune import _of_champion
 from tasks.contracts.run_folder import RunFolder
 from tasks.contracts.settings import Experiment, StorageSettings
 from tasks.fetch_champion import fetch_champion
+from tasks.pool.supervise import Interrupted
 from tasks.tracking.mlflow_runs import Tracking
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -87,3 +89,25 @@ def test_settings_with_which_there_would_be_nothing_to_compare_are_refused(infer
     Experiment.model_validate(values)
     with pytest.raises(ValueError, match=f"ask_champion=true with .*{said}"):
         Experiment.model_validate(values | {"ask_champion": True})
+
+
+class Ended:
+    """A stage that has ended, as a future."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def result(self) -> Any:
+        if isinstance(self.value, BaseException):
+            raise self.value
+        return self.value
+
+
+def test_a_champion_that_could_not_be_asked_ends_nothing_and_a_stop_still_does():
+    champion, answers = object(), object()
+    with disable_run_logger():
+        assert _of_champion(None, None) == (None, None)
+        assert _of_champion(Ended(champion), Ended(answers)) == (champion, answers)
+        assert _of_champion(Ended(champion), Ended(RuntimeError("the job failed"))) == (None, None)
+        with pytest.raises(Interrupted):
+            _of_champion(Ended(champion), Ended(Interrupted("stopped")))
