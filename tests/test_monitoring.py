@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.timing import STAGES
 from infra.docker.make_secrets import PREFECT_AUTH, PREFECT_PASSWORD, make_secrets
 from infra.monitoring.textfile import HELP, samples
 from tasks.check_cluster import write
@@ -25,7 +24,7 @@ from tasks.contracts.deployments import deployment_values
 from tasks.contracts.files import link, write_json
 from tasks.contracts.job import JobSpec
 from tasks.contracts.prometheus_text import render
-from tasks.contracts.run_folder import CheckFolder
+from tasks.contracts.run_folder import STAGES, CheckFolder
 from tasks.contracts.settings import Experiment, StorageSettings
 from tests.cluster.clusters import Cluster
 from tests.conftest import REPOSITORY
