@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -152,15 +153,16 @@ def run_stages(run: Run) -> Comparison:
 
 
 def _of_champion(champion: Any, answers: Any) -> tuple[Champion | None, Answers | None]:
-    """The champion and its answers; neither where it was not to be asked, or could not be, which is told."""
+    """The champion and its answers: without these where its job failed, which the report says; nothing where nobody asked."""
     if answers is None:
         return None, None
+    found: Champion | None = champion.result()
     try:
-        return champion.result(), answers.result()
+        return found, answers.result()
     except Exception as error:
         # What the run was for is there without it. A stop is none of these.
-        get_run_logger().error("the champion could not be asked, the report goes without it: %s", error)
-        return None, None
+        get_run_logger().error("the champion could not be asked: %s", error)
+        return found and replace(found, why_not=f"its job failed: {error}"), None
 
 
 def start_run(experiment: Experiment, folder: RunFolder, stop: threading.Event) -> Run:

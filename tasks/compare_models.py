@@ -20,7 +20,7 @@ from tasks.dataset.bfcl import PREFIX as BFCL
 from tasks.dataset.bfcl import read_bfcl
 from tasks.dataset.stored import read_examples
 from tasks.evaluation.bfcl import score_bfcl
-from tasks.evaluation.compare import against_champion, compare
+from tasks.evaluation.compare import against_champion, champion_not_asked, compare
 from tasks.evaluation.measure import measure
 from tasks.fetch_champion import Champion
 from tasks.prepare_dataset import PreparedDataset
@@ -47,7 +47,8 @@ def compare_models(
     """Score, compare, report, register.
 
     Args:
-        of_champion: the present champion's answers, where it was asked.
+        champion: the present one, where it was to be asked.
+        of_champion: its answers, where it could be.
     """
     with child_run(run, STAGE) as child:
         examples = read_examples(Path(dataset.path) / "test.parquet")
@@ -57,7 +58,9 @@ def compare_models(
         before, after = _predictions(original), _predictions(finetuned)
         comparison = compare(examples, _of_test(before), _of_test(after), run.experiment.gates, measured)
         against = None
-        if champion and of_champion:
+        if champion and not of_champion:
+            against = champion_not_asked(champion.version, champion.why_not)
+        elif champion and of_champion:
             check_comparable("champion", of_champion, finetuned)
             theirs = _of_test(_predictions(of_champion))
             against = against_champion(examples, theirs, _of_test(after), champion.version)
@@ -140,7 +143,7 @@ def _record(
         "comparison/p_value": primary.paired.p_value,
         "comparison/passed": float(comparison.passed),
     }
-    if against is not None:
+    if against is not None and against.exact_match is not None and against.paired is not None:
         summary["champion/exact_match"] = against.exact_match.value
         summary["champion/difference"] = against.paired.difference
         summary["champion/p_value"] = against.paired.p_value

@@ -19,38 +19,48 @@ ABOUT, FILES = "champion.json", "adapter"
 
 @dataclass(frozen=True)
 class Champion:
-    """The champion's adapter on the shared storage, and its name and number in the registry."""
+    """The registry's champion.
 
-    path: str
+    Attributes:
+        path: its adapter on the shared storage; None where it cannot be asked.
+        version: its name and number.
+        why_not: what keeps it from being asked, in words.
+    """
+
+    path: str | None
     version: str
+    why_not: str = ""
 
 
 @task(name="fetch_champion", cache_policy=NO_CACHE)
 def fetch_champion(run: Run, adapter: TrainedAdapter) -> Champion | None:
-    """The present champion of the run's model; None, said in the log, where there is none that could be asked.
+    """The present champion of the run's model; None where there is none.
 
     A run that is taken up again asks the one that it had: another may have taken the title since.
 
     Args:
         adapter: the run's own, whose base it must share.
     """
-    logger, final = get_run_logger(), run.folder.champion
+    final = run.folder.champion
     if not final.exists():
         found = run.tracking.champion_of(run.experiment.model.name)
         if found is None:
-            logger.info("ask_champion: no adapter of %s is champion yet", run.experiment.model.name)
+            get_run_logger().info("ask_champion: no adapter of %s is champion yet", run.experiment.model.name)
             return None
         own = adapter.figures["base_weights_sha256"]
         if found.base != own:
-            logger.warning("ask_champion: %s is of other base weights (%s, now %s)", found.title, found.base, own)
-            return None
+            return _unasked(found, f"it is of other base weights, {found.base}, and these are {own}")
         try:
             _bring(run, found, final)
         except (MlflowException, OSError) as error:
             # The training has ended well and is worth a comparison with the original all the same.
-            logger.error("ask_champion: the files of %s cannot be had, and it is not asked: %s", found.title, error)
-            return None
+            return _unasked(found, f"its files cannot be had from {found.source}: {error}")
     return Champion(str(final / FILES), read_json(final / ABOUT)["version"])
+
+
+def _unasked(found: RegisteredAdapter, why: str) -> Champion:
+    get_run_logger().error("ask_champion: %s is not asked: %s", found.title, why)
+    return Champion(None, found.title, why)
 
 
 def _bring(run: Run, adapter: RegisteredAdapter, final: Path) -> None:

@@ -34,7 +34,7 @@ class Adapter(Protocol):
     """What a model is asked with besides its own weights."""
 
     @property
-    def path(self) -> str: ...
+    def path(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Answers:
 def run_inference(run: Run, dataset: PreparedDataset, which: Which, adapter: Adapter | None = None) -> Any:
     """Ask one model every test request; the original model's answers are reused where nothing that made them changed.
 
-    A champion that there is not is not asked: its answers are None.
+    A champion that there is not, or whose files cannot be had, is not asked: its answers are None.
     """
-    if which == "champion" and adapter is None:
-        return Completed(name="Skipped", message="there is no champion to be asked", data=None)
+    if which == "champion" and (adapter is None or adapter.path is None):
+        return Completed(name="Skipped", message="there is no champion that could be asked", data=None)
     stage = f"run_inference_{which}"
     digest = _baseline_digest(run, dataset) if which == "baseline" else None
     path, exists = keep(run, run.folder.inference(which), "baseline", digest)

@@ -10,7 +10,7 @@ from prefect.logging import disable_run_logger
 from flows.finetune import _of_champion
 from tasks.contracts.run_folder import RunFolder
 from tasks.contracts.settings import Experiment, StorageSettings
-from tasks.fetch_champion import fetch_champion
+from tasks.fetch_champion import Champion, fetch_champion
 from tasks.pool.supervise import Interrupted
 from tasks.tracking.mlflow_runs import Tracking
 
@@ -58,15 +58,18 @@ def test_the_present_champion_is_brought_and_stays_the_one_that_a_run_asks(run, 
 
 def test_one_of_another_base_is_not_asked(run):
     crown(run, b"first", base="another")
-    assert fetch(run) is None
+    champion = fetch(run)
+    assert (champion.path, champion.version) == (None, "function-calling-m version 1")
+    assert champion.why_not == "it is of other base weights, another, and these are base"
     assert not run.folder.champion.exists()
 
 
 def test_one_whose_files_are_gone_or_none_of_an_adapter_ends_nothing(run):
     shutil.rmtree(crown(run, b"first"))
-    assert fetch(run) is None
+    gone = fetch(run)
+    assert (gone.path, "its files cannot be had from" in gone.why_not) == (None, True)
     crown(run, b"pickled", file="adapter_model.bin")
-    assert fetch(run) is None
+    assert "has no safetensors" in fetch(run).why_not
     assert not run.folder.champion.exists()
     # Once they are there it is asked after all.
     crown(run, b"third")
@@ -103,11 +106,13 @@ class Ended:
         return self.value
 
 
-def test_a_champion_that_could_not_be_asked_ends_nothing_and_a_stop_still_does():
-    champion, answers = object(), object()
+def test_a_champion_whose_job_failed_ends_nothing_and_a_stop_still_does():
+    champion, answers = Champion("there", "m version 1"), object()
     with disable_run_logger():
         assert _of_champion(None, None) == (None, None)
         assert _of_champion(Ended(champion), Ended(answers)) == (champion, answers)
-        assert _of_champion(Ended(champion), Ended(RuntimeError("the job failed"))) == (None, None)
+        unasked, none = _of_champion(Ended(champion), Ended(RuntimeError("no node left")))
+        assert (unasked.version, unasked.why_not, none) == ("m version 1", "its job failed: no node left", None)
+        assert _of_champion(Ended(None), Ended(None)) == (None, None)
         with pytest.raises(Interrupted):
             _of_champion(Ended(champion), Ended(Interrupted("stopped")))

@@ -11,7 +11,8 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from flows.local_stack import StackError, configured_stack
+from flows import local_stack
+from flows.local_stack import Addresses, StackError, configured_stack, running_stack
 from flows.prefect_server import ServerProblem, check_server, server_address
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -137,6 +138,18 @@ def test_a_flow_begins_with_servers_that_it_can_use_or_not_at_all(answering, mon
     answers.update(changes)
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), pytest.raises(StackError, match=said):
         configured_stack()
+
+
+def test_what_answers_in_the_place_of_make_uis_servers_is_used_if_it_is_them(answering, monkeypatch):
+    answers, address = answering
+    theirs = Addresses(address, address.removesuffix("/api"))
+    monkeypatch.setattr(local_stack, "_addresses", lambda *ports: theirs)
+    assert running_stack() is None
+    answers.update(GOOD_PREFECT | GOOD_MLFLOW)
+    assert running_stack() == theirs
+    answers["/health"] = (200, "text/html", "hello")
+    with pytest.raises(StackError, match="something answers there that is not Prefect"):
+        running_stack()
 
 
 def test_one_server_without_the_other_is_refused(monkeypatch):

@@ -166,14 +166,14 @@ class ChampionFigures:
 
     Attributes:
         version: its name and number in MLflow's registry.
-        exact_match: its own.
-        paired: the run's fine-tuned model minus the champion.
-        statement: in words.
+        exact_match: its own; None where it could not be asked.
+        paired: the run's fine-tuned model minus the champion; None likewise.
+        statement: in words, or why it was not asked.
     """
 
     version: str
-    exact_match: Share
-    paired: PairedDifference
+    exact_match: Share | None
+    paired: PairedDifference | None
     statement: str
 
 

@@ -106,6 +106,11 @@ def against_champion(
     return ChampionFigures(version, group.original.exact_match, group.paired, _against(group, version))
 
 
+def champion_not_asked(version: str, why: str) -> ChampionFigures:
+    """What a report says in place of a comparison that there was to be."""
+    return ChampionFigures(version, None, None, f"The champion, {version}, was not asked: {why}.")
+
+
 def _against(group: GroupFigures, version: str) -> str:
     paired = group.paired
     if paired.difference is None:

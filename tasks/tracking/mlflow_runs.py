@@ -21,7 +21,7 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from tasks.contracts.comparison import ChampionFigures
+from tasks.contracts.comparison import ChampionFigures, PairedDifference
 from tasks.contracts.overrides import dotted
 from tasks.tracking.server import TrackingUnavailable, check_mlflow
 
@@ -293,13 +293,11 @@ def takes_the_title(
             False,
             f"stays candidate: {champion.title} is of other base weights; to begin anew move the alias by hand",
         )
-    if against is not None:
-        return _by_asking(against, champion)
+    if against is not None and against.paired is not None:
+        return _by_asking(against.version, against.paired, champion)
     if candidate.get("dataset_sha256") != champion.tags.get("dataset_sha256"):
-        return False, (
-            f"stays candidate: {champion.title} was tested on another dataset and not asked; with ask_champion=true it is, "
-            "unless the log says why it could not be"
-        )
+        why = against.statement if against else "with ask_champion=true it is asked the same requests"
+        return False, f"stays candidate: {champion.title} was tested on another dataset; {why}"
     own, theirs = candidate.get("exact_match"), champion.tags.get("exact_match")
     if own is None or theirs is None:
         return False, "stays candidate: a figure to compare it with the champion is missing"
@@ -308,13 +306,12 @@ def takes_the_title(
     return True, f"is champion: exact match {float(own):.1%} beats {float(theirs):.1%} on the same test set"
 
 
-def _by_asking(against: ChampionFigures, champion: RegisteredAdapter) -> tuple[bool, str]:
-    if against.version != champion.title:
+def _by_asking(asked: str, paired: PairedDifference, champion: RegisteredAdapter) -> tuple[bool, str]:
+    if asked != champion.title:
         return (
             False,
-            f"stays candidate: {champion.title} took the title while {against.version} was asked; run it again",
+            f"stays candidate: {champion.title} took the title while {asked} was asked; run it again",
         )
-    paired = against.paired
     if paired.difference is None:
         return False, f"stays candidate: no request was scored for it and {champion.title}"
     counts = f"of {paired.n} requests it fixes {paired.num_fixed} and breaks {paired.num_broken}"

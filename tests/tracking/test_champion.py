@@ -3,6 +3,7 @@
 import pytest
 
 from tasks.contracts.comparison import ChampionFigures
+from tasks.evaluation.compare import champion_not_asked
 from tasks.evaluation.statistics import paired_difference, share
 from tasks.tracking.mlflow_runs import RegisteredAdapter, takes_the_title
 
@@ -60,6 +61,18 @@ BETTER = asked([True, False, False], [True, True, True])
         (asked([True, False], [False, True]), True, False, "not right more often than function-calling-m version 3"),
         (asked([True, True], [False, True]), True, False, "of 2 requests it fixes 0 and breaks 1"),
         (asked([], []), True, False, "no request was scored"),
+        (
+            champion_not_asked("function-calling-m version 3", "no node left"),
+            True,
+            False,
+            "another dataset; The champion, ",
+        ),
+        (
+            champion_not_asked("function-calling-m version 3", "no node left"),
+            True,
+            False,
+            "was not asked: no node left.",
+        ),
         # Another has taken the title while this run was at work.
         (
             asked([False], [True], "function-calling-m version 2"),
