@@ -55,11 +55,7 @@ def join(model: Any, run: Callable[[], object]) -> JoinedProducts | None:
     layers = [layer for layer in base.get_decoder().modules() if _can_be_joined(layer)]
     if not layers:
         return None
-    text = base.config.get_text_config()
-    heads = text.num_attention_heads
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
-    value_width = (getattr(text, "num_key_value_heads", None) or heads) * head_size
-    after_attention = (heads * head_size, text.hidden_size)
+    after_attention, value_width = _attention(base.config.get_text_config())
     # Attention's output would have to be copied into a block, and be kept twice: that costs what the joined product spares.
     blocks = [
         _Block(group, value_width)
@@ -67,6 +63,16 @@ def join(model: Any, run: Callable[[], object]) -> JoinedProducts | None:
         if len(group) > 1 or (group[0].in_features, group[0].out_features) != after_attention
     ]
     return JoinedProducts(blocks) if blocks else None
+
+
+def _attention(text: Any) -> tuple[tuple[int, int] | None, int]:
+    """Sides of the layer after attention, and width of its values; None and 0 where a model's configuration does not say."""
+    heads, width = getattr(text, "num_attention_heads", None), getattr(text, "hidden_size", None)
+    # Some have a list with an entry for each layer.
+    if not isinstance(heads, int) or not isinstance(width, int):
+        return None, 0
+    head_size = getattr(text, "head_dim", None) or width // heads
+    return (heads * head_size, width), (getattr(text, "num_key_value_heads", None) or heads) * head_size
 
 
 def _can_be_joined(layer: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 import pytest
 
 from tasks.contracts.files import write_json
-from tasks.contracts.run_folder import RunFolder
+from tasks.contracts.run_folder import CHAMPION_STAGE, STAGES, RunFolder
 from tasks.contracts.settings import StorageSettings
 from tasks.evaluation.measure import measure
 
@@ -63,3 +63,14 @@ def test_a_stage_whose_last_attempt_left_no_result_did_not_succeed(folder):
     attempt(folder, "run_inference_finetuned", "001", 0, 10, gpus=True, error="rank 0 failed")
     stages = {stage.name: stage for stage in measure(folder, {}, []).stages}
     assert stages["run_inference_finetuned"].succeeded is False
+
+
+def test_what_asking_the_champion_takes_and_whether_it_worked_is_not_the_runs(folder):
+    before = measure(folder, {}, [])
+    attempt(folder, CHAMPION_STAGE, "001", 10800, 90000, gpus=True, error="rank 0 ran out of memory")
+    # It is one of the run's stages all the same, as those who look at its times see.
+    assert folder.stages == (*STAGES, CHAMPION_STAGE)
+    after = measure(folder, {}, [])
+    assert after.stages == before.stages
+    assert (after.gpu_hours, after.wall_hours) == (before.gpu_hours, before.wall_hours)
+    assert after.num_out_of_memory == before.num_out_of_memory

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -198,6 +198,19 @@ def test_what_follows_attention_is_left_whatever_its_shape():
     products = joined(model)
     assert (products.num_layers, products.num_products) == (3 * 6, 3 * 3)
     assert not any(isinstance(m, JoinedLinear) for name, m in model.named_modules() if name.endswith("o_proj"))
+
+
+def test_a_configuration_that_does_not_speak_of_attention_is_no_hindrance(monkeypatch):
+    theirs = adapted()
+    ours = copy.deepcopy(theirs)
+    monkeypatch.setattr(
+        Qwen2Config, "get_text_config", lambda self, **_: SimpleNamespace(num_attention_heads=[4, 4, 4])
+    )
+    products = joined(ours)
+    monkeypatch.undo()
+    assert (products.num_layers, products.num_products) == (3 * 7, 3 * 4)
+    products.refresh()
+    assert_same(ours, theirs)
 
 
 def test_each_of_several_precisions_is_a_block():
