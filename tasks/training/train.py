@@ -15,7 +15,7 @@ from tasks.contracts.settings import ModelSettings, TrainingSettings
 from tasks.hardware.reference import chip_of
 from tasks.hardware.telemetry import Sampler
 from tasks.models.load import Resolved, device
-from tasks.models.materialise import materialise, weights_digest
+from tasks.models.materialise import materialise
 from tasks.models.memory import is_out_of_memory, peak_memory_gbytes
 from tasks.training.adapter import save_adapter
 from tasks.training.build import build_trainer, is_packed, precision_of, recomputed_one_in
@@ -27,6 +27,7 @@ from tasks.training.memory_plan import choose_micro_batch, footprint_of, free_by
 from tasks.training.merge import merge_adapter
 from tasks.training.micro_batch import read_reduction, reduce
 from tasks.training.order import balanced, training_order
+from tasks.training.original import Original
 from tasks.training.packed_trainer import PackedTrainer
 from tasks.training.plan import TrainingPlan, plan_training
 from tasks.training.rank_report import RankReports
@@ -83,6 +84,7 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
 
     on_rank_0(ranks, check, num_values=0)
     model_folder = materialise(model, storage)
+    original = Original(model_folder) if ranks.rank == 0 else None
     plan = plan_training(settings, num_rows=len(rows), world_size=ranks.world_size)
     order = training_order(
         lengths,
@@ -101,29 +103,9 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
             global_batch_size=settings.global_batch_size,
             micro_batch_size=plan.per_device_batch_size,
         )
-    base_digest = weights_digest(model_folder) if ranks.rank == 0 else ""
-    binding = binding_of(settings, plan, base_digest=base_digest, rows_file=rows_file) if ranks.rank == 0 else {}
-    resumed = agree_on_checkpoint(ranks, checkpoints, binding, say=say)
-
-    writer: CheckpointWriter | None = None
-    ledger: Ledger | None = None
-    if ranks.rank == 0:
-        clear_after(checkpoints, resumed or 0)
-        start = Start(
-            attempt.folder.name,
-            resumed or 0,
-            ranks.world_size,
-            settings.global_batch_size,
-            plan.steps_per_epoch,
-            len(rows),
-        )
-        ledger = Ledger(output / "ledger", start)
-        writer = CheckpointWriter(
-            checkpoints, attempt, binding, ranks.world_size, settings.keep_checkpoints, ledger.flush, say
-        )
     watchdog = Watchdog(ranks, limit_s, say=say)
-    reports = RankReports()
-    reporter = Reporter(attempt, plan, reports, writer.failures if writer else [])
+    reports, failed_checkpoints = RankReports(), list[str]()
+    reporter = Reporter(attempt, plan, reports, failed_checkpoints)
     gpu = gpu_sampler()
     trainer = build_trainer(
         settings,
@@ -141,12 +123,37 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
         reports=reports,
         gpu=gpu,
     )
+    # After the weights: until here their digest had time.
+    binding = binding_of(settings, plan, base_digest=original.digest(), rows_file=rows_file) if original else {}
+    resumed = agree_on_checkpoint(ranks, checkpoints, binding, say=say)
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     held = held_parameters(trainer.model)
     reporter.flops_per_token = flops_per_token(trainer.model, lengths)
     # Products in FP8 have another peak, and only some are.
     reporter.peak_flops = 0.0 if settings.fp8_base else peak_flops(precision_of(settings))
-    if writer is not None and ledger is not None:
+    writer: CheckpointWriter | None = None
+    ledger: Ledger | None = None
+    if ranks.rank == 0:
+        clear_after(checkpoints, resumed or 0)
+        start = Start(
+            attempt.folder.name,
+            resumed or 0,
+            ranks.world_size,
+            settings.global_batch_size,
+            plan.steps_per_epoch,
+            len(rows),
+        )
+        ledger = Ledger(output / "ledger", start)
+        writer = CheckpointWriter(
+            checkpoints,
+            attempt,
+            binding,
+            ranks.world_size,
+            settings.keep_checkpoints,
+            ledger.flush,
+            say,
+            failures=failed_checkpoints,
+        )
         trainer.record_to(writer, ledger)
         if reduction is not None:
             say(
@@ -164,6 +171,8 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
     ranks.barrier("after loading the model", START_LIMIT_S)
     with gpu:
         _run(attempt, trainer, plan, watchdog, None if resumed is None else folder_of(checkpoints, resumed), output)
+    if original is not None and not trainer.is_preempted:
+        original.look_again()
     if writer is not None:
         writer.join()
     weights, held = trainer.weights(), held_parameters(trainer.model)
@@ -172,21 +181,21 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
     ranks.leave()
     if trainer.is_preempted:
         raise SystemExit(LEFT_EXIT_CODE)
-    if writer is None or ledger is None:
+    if original is None or writer is None:
         return None
 
     attempt.check_newest()
-    ledger.flush(plan.total_steps)
+    writer.flush_ledger(plan.total_steps)
     proof = prove(output / "ledger")
-    _check_original(model_folder, base_digest)
-    save_adapter(trainer.model, weights, output / "adapter", base_digest)
+    original.check()
+    save_adapter(trainer.model, weights, output / "adapter", original.digest())
     merged = merge_adapter(model_folder, output / "adapter", rows, output / "merged") if settings.merge_adapter else {}
     # Over all attempts: one that goes on from the last checkpoint has logged little itself, or nothing.
     points = [metrics for _, metrics in read_points(attempt.folder.parent) if LOSS in metrics]
     last = [point[LOSS] for point in points][-max(1, len(points) // SHARE_OF_FINAL_LOSS) :]
     return {
         "adapter": str(output / "adapter"),
-        "base_weights_sha256": base_digest,
+        "base_weights_sha256": original.digest(),
         "final_loss": statistics.mean(last),
         **({"mfu": statistics.median(of_chip)} if (of_chip := [p[MFU] for p in points if MFU in p]) else {}),
         "tokens_per_s_per_gpu": statistics.median(point[SPEED] for point in points),
@@ -256,13 +265,6 @@ def _run(
         ) from error
     finally:
         watchdog.stop()
-
-
-def _check_original(model_folder: Path, digest_before: str) -> None:
-    digest_after = weights_digest(model_folder)
-    if digest_after != digest_before:
-        raise RuntimeError(f"the original model in {model_folder} changed during training: {digest_before} became "
-                           f"{digest_after}; its results cannot be compared")  # fmt: skip
 
 
 def gpu_sampler() -> Sampler:
