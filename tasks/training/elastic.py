@@ -78,6 +78,8 @@ class Elastic(SFTTrainer):
         self.writer: CheckpointWriter | None = None
         self.ledger: Ledger | None = None
         self._micro_batch = 0
+        self._source: tuple[Iterator[Any], int, torch.device] | None = None
+        self._ahead: Any = None
         self._rows: list[list[int]] = []
         self._recent: dict[int, list[int]] = {}
         self._gathering: Gathering | None = None
@@ -96,10 +98,9 @@ class Elastic(SFTTrainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The micro-batches of one step; their rows and this rank's wish to stop begin their way to all ranks."""
-        step = self.state.global_step + 1
-        self.watchdog.at(f"step {step}, reading its rows")
-        rows = self._clock.waiting(epoch_iterator)
-        batches, num_items = super().get_batch_samples(rows, num_batches, device)
+        ahead, self._ahead = self._ahead, None
+        batches, num_items = ahead or self._read_step(epoch_iterator, num_batches, device)
+        self._source = epoch_iterator, num_batches, device
         self._rows = [batch.pop(ROW) for batch in batches]
         self._micro_batch = 0
         # Begun here and awaited when the step is over: the ranks agree on every step and it costs no time. A signal that
@@ -108,6 +109,10 @@ class Elastic(SFTTrainer):
         self._gathering = self.ranks.gather([*report.numbers(), *(row for rows in self._rows for row in rows)])
         self._clock.begin(sum(self._lengths[row] for rows in self._rows for row in rows))
         return batches, num_items
+
+    def _read_step(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        self.watchdog.at(f"step {self.state.global_step + 1}, reading its rows")
+        return super().get_batch_samples(self._clock.waiting(epoch_iterator), num_batches, device)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Forward and backward of one micro-batch, with random numbers of its own."""
@@ -153,6 +158,10 @@ class Elastic(SFTTrainer):
             if self.ranks.rank == 0:
                 rank, number = next(iter(asked.items()))
                 self.say(f"signal {number} reached rank {rank}: all ranks save after step {step} and leave")
+        if not control.should_training_stop:
+            # While a GPU still has the step to do; a point of the curve is waited for next, and then it would have nothing.
+            assert self._source is not None
+            self._ahead = self._read_step(*self._source)
 
     def check_curve(self) -> None:
         """After a logged point, the same on all ranks.

@@ -105,14 +105,22 @@ def leave_out(head: torch.nn.Module, factor: float = 1.0) -> None:
     head.forward = lambda hidden: hidden if factor == 1 else factor * hidden
 
 
+def _of_whole_chunk(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A function of its own: what is compiled of one function serves whatever its code takes."""
+    return _of_chunk(logits, targets)
+
+
 @cache
-def _compiled() -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+def _compiled(*, is_whole: bool) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     # Not at import: the compiler takes seconds to load.
     compiled: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-    compiled = torch.compile(_of_chunk, dynamic=True)
+    compiled = torch.compile(_of_whole_chunk, dynamic=False) if is_whole else torch.compile(_of_chunk, dynamic=True)
     return compiled
 
 
 def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     # Several passes over the logits become two on a GPU; on a CPU there is nothing to win, and a compiler to need.
-    return (_compiled() if logits.is_cuda else _of_chunk)(logits, targets)
+    if not logits.is_cuda:
+        return _of_chunk(logits, targets)
+    # Code for one shape is quicker (0.67 ms instead of 0.96 on an H200), and all chunks but the last have one.
+    return _compiled(is_whole=logits.shape[0] == TOKENS_AT_A_TIME)(logits, targets)

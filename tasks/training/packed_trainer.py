@@ -12,6 +12,7 @@ import torch
 from peft.helpers import disable_input_dtype_casting
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
 
 from tasks.dataset.stored import IGNORED
@@ -71,6 +72,8 @@ class PackedTrainer(SFTTrainer):
                 base(**end_to_end(ids, (5, 3)), use_cache=False)
 
         self._joined = join(self.model, run)
+        if self._joined:
+            self.add_callback(_TakeWeights(self._joined))
         return self._joined
 
     def compute_loss(
@@ -87,7 +90,7 @@ class PackedTrainer(SFTTrainer):
             name: value for name, value in inputs.items() if name not in ("labels", "seq_idx", POSITIONS, TARGETS)
         }
         if self._joined:
-            self._joined.refresh()
+            self._joined.forget()
         output = model(**context, use_cache=False, logits_to_keep=inputs[POSITIONS]).logits[0]
         if self._head is None:
             total = cross_entropy(output.float(), inputs[TARGETS], reduction="sum")
@@ -116,6 +119,21 @@ def compile_layers(model: Any, backend: str = "inductor") -> None:
     torch._dynamo.config.recompile_limit = KINDS_OF_LAYERS
     for layer in model.get_decoder().layers:
         layer.forward = torch.compile(layer.forward, backend=backend)
+
+
+class _TakeWeights(TrainerCallback):
+    """Into the joined products: as training begins, be they a checkpoint's or new, and after each of the optimiser's steps."""
+
+    def __init__(self, joined: JoinedProducts) -> None:
+        self._joined = joined
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._joined.refresh()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._joined.refresh()
 
 
 class _WithAnswers:

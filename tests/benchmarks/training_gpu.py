@@ -36,9 +36,10 @@ from tests.benchmarks.llama_8b import SHAPE, make_model
 from tests.conftest import REPOSITORY
 
 LONGEST = 4096
-WARMUP_STEPS = 5
+WARMUP_STEPS = 10
 TRL_STEPS, TRL_WARMUP_STEPS = 8, 3
-POINT_STEPS = 5
+POINT_STEPS = 10
+"""As the program does by itself: every point waits for the GPU, which then has nothing to do for a moment."""
 LORA = {"rank": 64, "alpha": 128}
 WHO = {
     "bfloat16": "this project",
@@ -151,7 +152,6 @@ def ours(
         attention=attention,
         # Often enough to be seen, seldom enough for points between, which are those that tell the speed.
         save_every_steps=max(steps // 4, 2 * POINT_STEPS),
-        # Every point waits for the GPU, which then has nothing to do for a moment.
         log_every_steps=POINT_STEPS,
         lora=LORA | {"dropout": dropout},
     )
