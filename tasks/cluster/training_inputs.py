@@ -40,7 +40,7 @@ SHAPES: Mapping[Shape, ModelShape] = {
 }
 SHARD_SIZE = "2GB"
 MOST_WRITERS = 4
-"""Each holds a part in the processor's memory."""
+"""With a GPU each holds a part in the processor's memory: 8 GB in all."""
 
 
 def training_settings(check: ClusterCheck, world_size: int) -> TrainingSettings:
@@ -125,7 +125,7 @@ def _make_model(folder: Path, shape: ModelShape, check: ClusterCheck) -> None:
 
 
 def _save(model: Any, folder: Path) -> None:
-    """As ``save_pretrained`` does, several files at once: of one alone most of a disk's time is spent waiting for it.
+    """What ``save_pretrained`` writes, several files at once: of one alone most of a disk's time is spent waiting for it.
 
     In parts, which are read at once too, when training looks whether they are still the same.
     """
@@ -133,7 +133,7 @@ def _save(model: Any, folder: Path) -> None:
     from safetensors.torch import save_file
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    weights = model.state_dict()
     parts = split_torch_state_dict_into_shards(weights, max_shard_size=SHARD_SIZE)
 
     def write(name: str) -> None:
@@ -145,9 +145,9 @@ def _save(model: Any, folder: Path) -> None:
         for _ in writers.map(write, parts.filename_to_tensors):
             pass
     if parts.is_sharded:
-        write_json(
-            folder / SAFE_WEIGHTS_INDEX_NAME, {"metadata": parts.metadata, "weight_map": parts.tensor_to_filename}
-        )
+        about = {"total_parameters": model.num_parameters(), **parts.metadata}
+        write_json(folder / SAFE_WEIGHTS_INDEX_NAME, {"metadata": about, "weight_map": parts.tensor_to_filename})
+    model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
 

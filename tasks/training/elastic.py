@@ -98,9 +98,12 @@ class Elastic(SFTTrainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The micro-batches of one step; their rows and this rank's wish to stop begin their way to all ranks."""
+        source = epoch_iterator, num_batches, device
         ahead, self._ahead = self._ahead, None
-        batches, num_items = ahead or self._read_step(epoch_iterator, num_batches, device)
-        self._source = epoch_iterator, num_batches, device
+        # All steps are of one length, out of one iterator: transformers takes all epochs for one.
+        assert ahead is None or self._source == source
+        batches, num_items = ahead or self._read_step(*source)
+        self._source = source
         self._rows = [batch.pop(ROW) for batch in batches]
         self._micro_batch = 0
         # Begun here and awaited when the step is over: the ranks agree on every step and it costs no time. A signal that
@@ -162,6 +165,7 @@ class Elastic(SFTTrainer):
             # While a GPU still has the step to do; a point of the curve is waited for next, and then it would have nothing.
             assert self._source is not None
             self._ahead = self._read_step(*self._source)
+            self.watchdog.at(f"step {step}, waiting for its end on the device")
 
     def check_curve(self) -> None:
         """After a logged point, the same on all ranks.

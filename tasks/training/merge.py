@@ -13,7 +13,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tasks.contracts.files import publish_folder, write_json
 from tasks.models.load import load_tokenizer
-from tasks.models.materialise import weights_digest
 
 NUM_PROMPTS = 8
 MAX_TOKENS = 512
@@ -28,10 +27,11 @@ class BadMerge(RuntimeError):
     """The merged model does not say what base and adapter say."""
 
 
-def merge_adapter(base: Path, adapter: Path, rows: Dataset, final: Path) -> Mapping[str, Any]:
+def merge_adapter(base: Path, adapter: Path, rows: Dataset, final: Path, *, base_digest: str) -> Mapping[str, Any]:
     """Merge in float32 on the CPU, save in the base's precision, and compare what was saved.
 
     Args:
+        base_digest: of the base's weights.
         rows: training rows; the first ones are the prompts.
 
     Returns:
@@ -70,7 +70,7 @@ def merge_adapter(base: Path, adapter: Path, rows: Dataset, final: Path) -> Mapp
             f"positions (limit {MIN_AGREEMENT:.0%}); serve the adapter beside its base instead (training.merge_adapter=false)"
         )
     figures = {"merged_max_difference": difference, "merged_agreement": agreement}
-    write_json(temporary / "manifest.json", {"base_weights_sha256": weights_digest(base), **figures})
+    write_json(temporary / "manifest.json", {"base_weights_sha256": base_digest, **figures})
     publish_folder(temporary, final)
     return {"merged": str(final), **figures}
 

@@ -4,7 +4,7 @@ A digest reads every byte of the weights, seconds of an 8B model and more of lar
 a checkpoint to see written.
 """
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.pool import AsyncResult, ThreadPool
 from pathlib import Path
 
 from tasks.models.materialise import weights_digest
@@ -15,28 +15,34 @@ class Original:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._thread = ThreadPoolExecutor(1, "digest")
-        self._before = self._thread.submit(weights_digest, folder)
-        self._after: Future[str] | None = None
+        self._threads: list[ThreadPool] = []
+        self._before = self._begin()
+        self._after: AsyncResult[str] | None = None
+
+    def _begin(self) -> "AsyncResult[str]":
+        # Such a thread ends with the process, be the digest taken or not: a rank that fails while it loads must not wait.
+        thread = ThreadPool(1)
+        self._threads.append(thread)
+        digest = thread.apply_async(weights_digest, (self._folder,))
+        thread.close()
+        return digest
 
     def digest(self) -> str:
         """SHA-256 over the weights as they were at the start."""
-        return self._before.result()
+        return self._before.get()
 
     def look_again(self) -> None:
         """After training: begin to take the digest once more."""
-        self._after = self._thread.submit(weights_digest, self._folder)
+        self._after = self._begin()
 
     def check(self) -> None:
-        """Wait for the second digest.
+        """Wait for the second digest, once it was begun.
 
         Raises:
             RuntimeError: the weights are others than at the start.
         """
-        if self._after is None:
-            self.look_again()
         assert self._after is not None
-        if (after := self._after.result()) != (before := self.digest()):
+        if (after := self._after.get()) != (before := self.digest()):
             raise RuntimeError(
                 f"the original model in {self._folder} changed during training: {before} became {after}; "
                 "its results cannot be compared"

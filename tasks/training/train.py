@@ -189,7 +189,10 @@ def train(attempt: Attempt) -> Mapping[str, Any] | None:
     proof = prove(output / "ledger")
     original.check()
     save_adapter(trainer.model, weights, output / "adapter", original.digest())
-    merged = merge_adapter(model_folder, output / "adapter", rows, output / "merged") if settings.merge_adapter else {}
+    merged: Mapping[str, Any] = {}
+    if settings.merge_adapter:
+        adapter, digest = output / "adapter", original.digest()
+        merged = merge_adapter(model_folder, adapter, rows, output / "merged", base_digest=digest)
     # Over all attempts: one that goes on from the last checkpoint has logged little itself, or nothing.
     points = [metrics for _, metrics in read_points(attempt.folder.parent) if LOSS in metrics]
     last = [point[LOSS] for point in points][-max(1, len(points) // SHARE_OF_FINAL_LOSS) :]

@@ -18,7 +18,8 @@ from transformers import TrainerCallback
 from tasks.contracts.attempt import Attempt, run_rank
 from tasks.training import train as program
 
-FIRST, STEPS = 11, 5
+FIRST, STEPS = 27, 5
+"""Of points every ten steps and a checkpoint every twenty a point is within."""
 LARGEST = 40
 MARK = "in "
 PARTS = (

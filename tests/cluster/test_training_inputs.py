@@ -1,5 +1,6 @@
 """The model and rows of the training stage are made once on a storage, whoever checks it at the same time."""
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -59,6 +60,11 @@ def test_weights_are_written_as_transformers_writes_and_reads_them(parts, tmp_pa
     model.save_pretrained(tmp_path / "theirs", max_shard_size=training_inputs.SHARD_SIZE)
     ours, theirs = ({file.name for file in (tmp_path / who).iterdir()} for who in ("ours", "theirs"))
     assert ours == theirs
+    for name in ours:
+        if name.endswith(".json"):
+            assert json.loads((tmp_path / "ours" / name).read_text()) == json.loads(
+                (tmp_path / "theirs" / name).read_text()
+            )
     assert len(list((tmp_path / "ours").glob("*.safetensors"))) == parts
     loaded, told = LlamaForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(told.values())

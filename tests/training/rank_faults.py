@@ -23,9 +23,11 @@ def plant(rank: int, faults: Mapping[str, Any]) -> None:
     ``memory_rows``: a forward pass of more rows than this is out of memory.
     ``hang``, ``nan``, ``signal``: ``{"rank": 1, "forward": 7}``; the rank's 7th forward pass never ends, has a loss that is
     no number, or gets the signal ``number``.
+    ``hang_at_point``: ``{"rank": 1, "step": 6}``; the rank's point of that step's curve is never there.
     ``free_bytes``: what the disk says is free.
     ``packed``: no fault: training goes as on a GPU, conversations end to end and the head frozen; the log names what is called.
     ``compiled``: layers are compiled by torch's backend of that name, without the C++ compiler; else they are not.
+    ``events``: no fault: a file in which rank 0 notes when it reads a step's rows and when it logs a step's point.
     ``count_layers``: no fault: a file for how often each layer's forward pass ran on rank 0, recomputed ones again.
     """
     count = 0
@@ -64,6 +66,10 @@ def plant(rank: int, faults: Mapping[str, Any]) -> None:
         _pack(faults.get("compiled"))
     if rank == 0 and "count_layers" in faults:
         _count_layers(Path(faults["count_layers"]))
+    if rank == 0 and "events" in faults:
+        _note_events(Path(faults["events"]))
+    if faults.get("hang_at_point", {}).get("rank") == rank:
+        _hang_at_point(faults["hang_at_point"]["step"])
     if "free_bytes" in faults:
         usage = shutil.disk_usage("/")
         shutil.disk_usage = lambda path: usage._replace(free=faults["free_bytes"])
@@ -89,6 +95,38 @@ def _pack(backend: str | None) -> None:
         (lambda model: None) if backend is None else partial(compile_layers, backend=backend)
     )
     packed_trainer.frozen_head_loss = told(packed_trainer.frozen_head_loss)
+
+
+def _note_events(file: Path) -> None:
+    from tasks.training.elastic import Elastic
+
+    read, log = Elastic._read_step, Elastic.log
+
+    def noted_read(self: Any, *args: Any) -> Any:
+        with file.open("a") as lines:
+            lines.write(f"read {self.state.global_step + 1}\n")
+        return read(self, *args)
+
+    def noted_log(self: Any, logs: dict[str, float], *args: Any) -> None:
+        if "loss" in logs:
+            with file.open("a") as lines:
+                lines.write(f"log {self.state.global_step}\n")
+        log(self, logs, *args)
+
+    Elastic._read_step, Elastic.log = noted_read, noted_log
+
+
+def _hang_at_point(step: int) -> None:
+    from tasks.training.elastic import Elastic
+
+    log = Elastic._maybe_log_save_evaluate
+
+    def hanging(self: Any, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step == step:
+            time.sleep(600)
+        log(self, *args, **kwargs)
+
+    Elastic._maybe_log_save_evaluate = hanging
 
 
 def _count_layers(file: Path) -> None:

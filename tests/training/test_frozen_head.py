@@ -25,6 +25,22 @@ def test_loss_and_gradient_are_cross_entropys_however_the_tokens_are_cut(num_tok
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+@pytest.mark.gpu
+# Shown, and no errors: torch's compiler warns of itself wherever it traces.
+@pytest.mark.filterwarnings("default")
+def test_compiled_chunks_whole_and_not_are_cross_entropy():
+    torch.manual_seed(0)
+    num_tokens = 2 * frozen_head.TOKENS_AT_A_TIME + 5
+    weight, targets = torch.randn(500, 64).cuda(), torch.randint(0, 500, (num_tokens,)).cuda()
+    ours = torch.randn(num_tokens, 64).cuda().requires_grad_()
+    theirs = ours.detach().clone().requires_grad_()
+    losses = frozen_head_loss(ours, weight, targets), cross_entropy(linear(theirs, weight), targets, reduction="sum")
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-3, rtol=1e-3)
+
+
 def test_the_head_itself_gets_no_gradient():
     weight = torch.randn(50, 8, requires_grad=True)
     frozen_head_loss(torch.randn(4, 8, requires_grad=True), weight, torch.tensor([1, 2, 3, 4])).backward()

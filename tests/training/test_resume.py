@@ -171,6 +171,25 @@ def test_a_hung_rank_is_named_and_its_attempt_ended(toy_job):
     assert "training.collective_timeout_minutes=0.05" in error
 
 
+def test_a_hang_at_a_logged_point_is_one_of_its_step(toy_job):
+    job = toy_job(collective_timeout_minutes=0.05)
+    attempt = job.start(2, hang_at_point={"rank": 1, "step": 6})
+    attempt.wait_for_step(6)
+    attempt.ranks[0].join(30)
+    attempt.ranks[1].kill()
+    error = attempt.error(0)
+    assert "HungRank: rank 1 stands still since" in error
+    assert "step 6, waiting for its end on the device" in error
+
+
+def test_a_steps_rows_are_read_before_the_point_of_the_one_before_is_waited_for(toy_job, tmp_path):
+    toy_job().run(2, events=str(tmp_path / "events"))
+    events = (tmp_path / "events").read_text().splitlines()
+    last = toy.TOTAL_STEPS
+    pairs = [event for step in range(1, last) for event in (f"read {step + 1}", f"log {step}")]
+    assert events == ["read 1", *pairs, f"log {last}"]
+
+
 def test_a_loss_that_is_no_number_ends_the_run_with_its_rows_and_spoils_no_checkpoint(toy_job, unbroken):
     job = toy_job()
     attempt = job.start(2, nan={"rank": 1, "forward": 18})
@@ -280,5 +299,5 @@ def test_a_merged_model_that_its_precision_spoils_is_not_published(home, unbroke
     # Four bits of each number: what is saved is another model than what was merged.
     (model / "config.json").write_text(json.dumps(config | {"dtype": "float8_e4m3fn"}))
     with pytest.raises(BadMerge, match="chooses the token of base"):
-        merge_adapter(model, unbroken.output / "adapter", rows, tmp_path / "merged")
+        merge_adapter(model, unbroken.output / "adapter", rows, tmp_path / "merged", base_digest="-")
     assert not (tmp_path / "merged").exists()

@@ -14,6 +14,9 @@ from tests.training.toy_ranks import ToyJob
 
 pytestmark = pytest.mark.integration
 
+COMPILING_MINUTES = 5.0
+"""A step in which layers are compiled takes a minute where others use the processors as well."""
+
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_shards_change_what_a_rank_holds_and_nothing_that_is_learnt(toy_job, unbroken, checkpointing):
@@ -41,21 +44,30 @@ def run_packed(job: ToyJob, **faults: object) -> None:
     assert "frozen_head_loss" in output.splitlines(), output
     assert ("compile_layers" in output.splitlines()) == ("compiled" in faults)
     assert ("the base in shards" in output) == (job.arguments["training"]["strategy"] == "fsdp")
-    # Query, key and value, gate and up, and down of two layers; a matrix in shards is gathered for itself.
-    is_joined = "adapters of 12 layers are multiplied together with their matrices, in 6 products" in output
+    # Query, key and value, what follows attention, gate and up, and down of two layers; what is in shards is gathered by itself.
+    is_joined = "adapters of 14 layers are multiplied together with their matrices, in 8 products" in output
     assert is_joined == (job.arguments["training"]["strategy"] == "ddp"), output
 
 
 # Two at a time: one alone would be end to end with nothing.
 @pytest.mark.parametrize("faults", [{}, {"compiled": "aot_eager"}])
 def test_conversations_end_to_end_are_the_same_training(toy_job, unbroken, faults):
-    job = toy_job(per_device_batch_size=2)
+    job = toy_job(per_device_batch_size=2, collective_timeout_minutes=COMPILING_MINUTES)
     run_packed(job, **faults)
     assert_same_training(job, unbroken, is_balanced=True)
 
 
+def test_conversations_end_to_end_go_on_from_a_checkpoints_weights(toy_job, unbroken):
+    job = toy_job(per_device_batch_size=2)
+    attempt = job.start(2, packed=True, signal={"rank": 0, "forward": 9})
+    assert attempt.wait() == [75, 75], attempt.output()
+    run_packed(job)
+    assert_same_training(job, unbroken, is_balanced=True)
+
+
 def test_shards_end_to_end_in_compiled_layers_that_are_recomputed_are_the_same_training(toy_job, unbroken):
-    job = toy_job(strategy="fsdp", gradient_checkpointing=True, per_device_batch_size=2)
+    changes = {"per_device_batch_size": 2, "collective_timeout_minutes": COMPILING_MINUTES}
+    job = toy_job(strategy="fsdp", gradient_checkpointing=True, **changes)
     run_packed(job, compiled="aot_eager")
     assert_same_training(job, unbroken, is_balanced=True)
 
