@@ -16,6 +16,7 @@ from tasks.models.packed_attention import FLEX, PACKED, register
 from tasks.training.adapter import lora_config
 from tasks.training.packed_trainer import PackedTrainer
 from tasks.training.rows import load_rows
+from tasks.training.zero3_trainer import is_installed
 from tests.conftest import REPOSITORY
 from tests.training.toy import POSITIONS, SETTINGS, SIZES, TOTAL_STEPS, arguments, make_model, make_rows, points
 
@@ -148,3 +149,12 @@ def test_a_base_in_shards_over_two_gpus_is_the_same_training(tmp_path, checkpoin
     # Products round at 4e-3, and a learning rate as high as the toy's makes more of it from step to step.
     assert shards[:10] == pytest.approx(whole[:10], abs=1e-2)
     assert shards == pytest.approx(whole, abs=5e-2)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two GPUs are needed")
+@pytest.mark.skipif(not is_installed(), reason="DeepSpeed is not installed (the extra zero3)")
+def test_zero3_over_two_gpus_learns_the_same(tmp_path):
+    whole, shards = (learn(tmp_path / strategy, num_gpus=2, strategy=strategy) for strategy in ("ddp", "zero3"))
+    # It multiplies adapters in bfloat16, which `ddp` keeps in float32.
+    assert shards == pytest.approx(whole, abs=1e-1)
+    assert shards[-1] < shards[0] - 1
