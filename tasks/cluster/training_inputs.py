@@ -148,6 +148,7 @@ def _save(model: Any, folder: Path) -> None:
         about = {"total_parameters": model.num_parameters(), **parts.metadata}
         write_json(folder / SAFE_WEIGHTS_INDEX_NAME, {"metadata": about, "weight_map": parts.tensor_to_filename})
     model.config.architectures = [type(model).__name__]
+    model.config.dtype = str(model.dtype).removeprefix("torch.")
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
 

@@ -8,9 +8,10 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, TextIO
+
+from tasks.contracts.daemon_threads import in_order
 
 MOST_READERS = 8
 """Files that are digested at once."""
@@ -149,14 +150,13 @@ def digest_of(value: Any) -> str:
 def digest_of_files(paths: Iterable[Path], root: Path) -> str:
     """SHA-256 over names (relative to ``root``) and contents of files, in the order of their names.
 
-    Several files are read at once: of a large model's weights one processor digests some 1.5 GB a second. By threads that
-    no process waits for at its end: one that fails meanwhile is to end at once.
+    Several files are read at once: of a large model's weights one processor digests some 1.5 GB a second.
     """
     ordered = sorted(paths)
     total = hashlib.sha256()
-    with ThreadPool(min(MOST_READERS, os.cpu_count() or 1)) as readers:
-        for path, content in zip(ordered, readers.imap(_digest_of_content, ordered), strict=True):
-            total.update(f"{path.relative_to(root)}\0{content}\n".encode())
+    contents = in_order(_digest_of_content, ordered, most_at_once=min(MOST_READERS, os.cpu_count() or 1))
+    for path, content in zip(ordered, contents, strict=True):
+        total.update(f"{path.relative_to(root)}\0{content}\n".encode())
     return total.hexdigest()
 
 

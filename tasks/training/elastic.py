@@ -188,12 +188,14 @@ class Elastic(SFTTrainer):
         self._losses.finish()
         since_logged = self.ranks.mean(float(self._tr_loss))
         weights, moments = self.weights(), self._moments()
+        # Places that all ranks pass, the writer's rank and those that only wait for it: else one of them would seem to be ahead.
+        self.watchdog.at(f"step {step}, waiting for the checkpoint before it")
+        if self.writer is not None:
+            # It is written from the memory that this one is copied to.
+            self.writer.join()
+        self.watchdog.at(f"step {step}, copying the checkpoint off")
         if self.writer is None:
             return
-        self.watchdog.at(f"step {step}, waiting for the checkpoint before it")
-        # It is written from the memory that this one is copied to.
-        self.writer.join()
-        self.watchdog.at(f"step {step}, copying the checkpoint off")
         adapter = self._adapter(weights)
         copies = self._copy_off({**adapter, **moments})
         points = [p["loss"] for p in self.state.log_history if "loss" in p and p["step"] > self._saved_step]

@@ -4,9 +4,10 @@ A digest reads every byte of the weights, seconds of an 8B model and more of lar
 a checkpoint to see written.
 """
 
-from multiprocessing.pool import AsyncResult, ThreadPool
+from concurrent.futures import Future
 from pathlib import Path
 
+from tasks.contracts.daemon_threads import begin
 from tasks.models.materialise import weights_digest
 
 
@@ -15,25 +16,17 @@ class Original:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._threads: list[ThreadPool] = []
-        self._before = self._begin()
-        self._after: AsyncResult[str] | None = None
-
-    def _begin(self) -> "AsyncResult[str]":
-        # Such a thread ends with the process, be the digest taken or not: a rank that fails while it loads must not wait.
-        thread = ThreadPool(1)
-        self._threads.append(thread)
-        digest = thread.apply_async(weights_digest, (self._folder,))
-        thread.close()
-        return digest
+        # A rank that fails while it loads does not wait for it.
+        self._before = begin(weights_digest, folder)
+        self._after: Future[str] | None = None
 
     def digest(self) -> str:
         """SHA-256 over the weights as they were at the start."""
-        return self._before.get()
+        return self._before.result()
 
     def look_again(self) -> None:
         """After training: begin to take the digest once more."""
-        self._after = self._begin()
+        self._after = begin(weights_digest, self._folder)
 
     def check(self) -> None:
         """Wait for the second digest, once it was begun.
@@ -42,7 +35,7 @@ class Original:
             RuntimeError: the weights are others than at the start.
         """
         assert self._after is not None
-        if (after := self._after.get()) != (before := self.digest()):
+        if (after := self._after.result()) != (before := self.digest()):
             raise RuntimeError(
                 f"the original model in {self._folder} changed during training: {before} became {after}; "
                 "its results cannot be compared"

@@ -112,15 +112,20 @@ class PackedTrainer(SFTTrainer):
 
 
 def compile_layers(model: Any, backend: str = "inductor") -> None:
-    """Let each decoder layer of a causal language model, and the norm after the last, be compiled when it is first used.
+    """Let each decoder layer of a causal language model, and the norms beside them, be compiled when it is first used.
 
     Its computation only, not what hangs on its call: FSDP2 gathers a layer's matrices there and drops them after.
     """
     torch._dynamo.config.recompile_limit = KINDS_OF_LAYERS
     decoder = model.get_decoder()
-    # Each family has its own class and name for it.
-    norms = [part for part in decoder.children() if "norm" in type(part).__name__.lower()]
-    for part in (*decoder.layers, *norms):
+    # Each family has its own class and name for that after the last; one has an embedding that is called so as well.
+    norms = [
+        part
+        for part in decoder.children()
+        if "norm" in type(part).__name__.lower() and not isinstance(part, torch.nn.Embedding)
+    ]
+    # Some have their layers elsewhere, and stay as they are.
+    for part in (*getattr(decoder, "layers", ()), *norms):
         part.forward = torch.compile(part.forward, backend=backend)
 
 

@@ -268,7 +268,7 @@ def compare_losses(who: str, exact: Sequence[float], other: Sequence[float]) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--steps", type=int, default=50, help=f"at least {2 * POINT_STEPS}; with --profile 40")
+    parser.add_argument("--steps", type=int, default=50, help=f"at least {2 * POINT_STEPS}; with --profile 40 to 99")
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--who", nargs="+", choices=WHO, default=["bfloat16", "fp8", "trl"])
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
@@ -285,6 +285,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.trl and arguments.steps < 2 * POINT_STEPS:
         parser.error(f"--steps {arguments.steps}: points are {POINT_STEPS} steps apart, of which the first is warm-up")
+    if arguments.profile and not 40 <= arguments.steps < 100:
+        parser.error(
+            f"--steps {arguments.steps}: --profile looks at steps with a point and without a checkpoint: 40 to 99"
+        )
     if arguments.trl:
         model, dataset, batch = arguments.trl
         print(json.dumps(trl(Path(model), Path(dataset), arguments.steps, int(batch))))

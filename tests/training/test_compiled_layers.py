@@ -3,7 +3,7 @@
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from tasks.models.packed_attention import PACKED, end_to_end, register
 from tasks.training.packed_trainer import compile_layers
@@ -43,3 +43,24 @@ def test_no_kind_of_layer_is_left_out(monkeypatch):
         monkeypatch.setattr("tasks.training.packed_trainer.KINDS_OF_LAYERS", 8)
         with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
             train_a_little()
+
+
+@pytest.mark.parametrize(
+    ("config", "compiled"),
+    [
+        (LlamaConfig(**SIZES, max_position_embeddings=POSITIONS), {"layers.0", "layers.1", "norm"}),
+        # Its layers have another name.
+        (GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=16, n_positions=8), {"ln_f"}),
+    ],
+    ids=["llama", "gpt2"],
+)
+def test_layers_are_compiled_and_the_last_norm_and_nothing_else(config, compiled):
+    model = AutoModelForCausalLM.from_config(config)
+    decoder = model.get_decoder()
+    decoder.embed_again = _NormedEmbedding(4, 4)
+    compile_layers(model, backend="eager")
+    assert {name for name, part in decoder.named_modules() if "forward" in vars(part)} == compiled
+
+
+class _NormedEmbedding(torch.nn.Embedding):
+    """As one family has it."""

@@ -37,7 +37,8 @@ def test_compiled_chunks_whole_and_not_are_cross_entropy():
     losses = frozen_head_loss(ours, weight, targets), cross_entropy(linear(theirs, weight), targets, reduction="sum")
     for loss in losses:
         loss.backward()
-    torch.testing.assert_close(*losses)
+    # Thousands of losses, summed in another order.
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
     torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-3, rtol=1e-3)
 
 

@@ -158,28 +158,32 @@ def test_an_attempt_that_outlived_its_node_cannot_write(toy_job, unbroken):
     assert_same_training(job, unbroken)
 
 
-def test_a_hung_rank_is_named_and_its_attempt_ended(toy_job):
+# Step 7 comes after a checkpoint, which one rank writes and the other does not.
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_hung_rank_is_named_and_its_attempt_ended(toy_job, rank):
     job = toy_job(collective_timeout_minutes=0.05)
-    attempt = job.start(2, hang={"rank": 1, "forward": 13})
+    attempt = job.start(2, hang={"rank": rank, "forward": 13})
     attempt.wait_for_step(6)
     attempt.ranks[0].join(30)
     assert attempt.ranks[0].exitcode == 1, attempt.output()
     attempt.ranks[1].kill()
     error = attempt.error(0)
-    assert "HungRank: rank 1 stands still since" in error
+    assert f"HungRank: rank {rank} stands still since" in error
     assert "step 7, forward pass of micro-batch 1" in error
     assert "training.collective_timeout_minutes=0.05" in error
 
 
-def test_a_hang_at_a_logged_point_is_one_of_its_step(toy_job):
+@pytest.mark.parametrize(("rank", "step"), [(1, 4), (0, 6), (1, 6)], ids=str)
+def test_a_hang_at_a_logged_point_is_one_of_its_step(toy_job, rank, step):
     job = toy_job(collective_timeout_minutes=0.05)
-    attempt = job.start(2, hang_at_point={"rank": 1, "step": 6})
-    attempt.wait_for_step(6)
+    attempt = job.start(2, hang_at_point={"rank": rank, "step": step})
+    attempt.wait_for_step(step)
     attempt.ranks[0].join(30)
     attempt.ranks[1].kill()
     error = attempt.error(0)
-    assert "HungRank: rank 1 stands still since" in error
-    assert "step 6, waiting for its end on the device" in error
+    # The other one waits for it in the same place: before a checkpoint as after one.
+    assert "HungRank: all 2 ranks stand still since" in error
+    assert f"step {step}, waiting for its end on the device" in error
 
 
 def test_a_steps_rows_are_read_before_the_point_of_the_one_before_is_waited_for(toy_job, tmp_path):
