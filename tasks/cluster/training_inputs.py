@@ -3,13 +3,12 @@
 import shutil
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks.contracts.cluster_settings import ClusterCheck, Shape
-from tasks.contracts.files import only_one, publish_folder, sync_file, write_json
+from tasks.contracts.files import only_one, publish_folder, write_json
 from tasks.contracts.settings import LoraSettings, TrainingSettings
 
 
@@ -39,8 +38,6 @@ SHAPES: Mapping[Shape, ModelShape] = {
     "lora-8b": ModelShape(4096, 14336, 32, 32, 8, 128256, 4096, 2, 64),
 }
 SHARD_SIZE = "2GB"
-MOST_WRITERS = 4
-"""With a GPU each holds a part in the processor's memory: 8 GB in all."""
 
 
 def training_settings(check: ClusterCheck, world_size: int) -> TrainingSettings:
@@ -117,40 +114,12 @@ def _make_model(folder: Path, shape: ModelShape, check: ClusterCheck) -> None:
     dtype = torch.float32 if check.training.shape == "toy" else torch.bfloat16
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    _save(model, folder)
+    # In parts, which are digested at once when training looks whether they are still the same.
+    model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(shape.vocabulary)}, unk_token="w2"))  # noqa: S106 - a word
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", pad_token="w1", unk_token="w2").save_pretrained(  # noqa: S106
         folder
     )
-
-
-def _save(model: Any, folder: Path) -> None:
-    """What ``save_pretrained`` writes, several files at once: of one alone most of a disk's time is spent waiting for it.
-
-    In parts, which are read at once too, when training looks whether they are still the same.
-    """
-    from huggingface_hub import split_torch_state_dict_into_shards
-    from safetensors.torch import save_file
-    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
-
-    weights = model.state_dict()
-    parts = split_torch_state_dict_into_shards(weights, max_shard_size=SHARD_SIZE)
-
-    def write(name: str) -> None:
-        held = {one: weights[one].cpu() for one in parts.filename_to_tensors[name]}
-        save_file(held, folder / name, metadata={"format": "pt"})
-        sync_file(folder / name)
-
-    with ThreadPoolExecutor(min(MOST_WRITERS, len(parts.filename_to_tensors))) as writers:
-        for _ in writers.map(write, parts.filename_to_tensors):
-            pass
-    if parts.is_sharded:
-        about = {"total_parameters": model.num_parameters(), **parts.metadata}
-        write_json(folder / SAFE_WEIGHTS_INDEX_NAME, {"metadata": about, "weight_map": parts.tensor_to_filename})
-    model.config.architectures = [type(model).__name__]
-    model.config.dtype = str(model.dtype).removeprefix("torch.")
-    model.config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
 
 
 def _make_rows(folder: Path, shape: ModelShape, check: ClusterCheck) -> None:

@@ -107,17 +107,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sync_file(path: Path) -> None:
-    """Make what was written to a file durable."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
 def sync_tree(folder: Path) -> None:
     """Make every file below ``folder`` durable."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            sync_file(path)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
     sync_folder(folder)
 
 

@@ -4,6 +4,7 @@ What TRL adds to every micro-batch (entropy, accuracy, token counts over all ran
 nothing queued for a while; here the tokens are counted on the CPU, where their lengths are known.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -124,8 +125,14 @@ def compile_layers(model: Any, backend: str = "inductor") -> None:
         for part in decoder.children()
         if "norm" in type(part).__name__.lower() and not isinstance(part, torch.nn.Embedding)
     ]
-    # Some have their layers elsewhere, and stay as they are.
-    for part in (*getattr(decoder, "layers", ()), *norms):
+    layers = getattr(decoder, "layers", None)
+    if layers is None:
+        logging.getLogger(__name__).warning(
+            "%s has no `layers`: they are not compiled, which is slower and takes more memory than is reckoned with; if it runs "
+            "out, set training.gradient_checkpointing=true",
+            type(decoder).__name__,
+        )
+    for part in (*(layers or ()), *norms):
         part.forward = torch.compile(part.forward, backend=backend)
 
 

@@ -54,12 +54,13 @@ def test_no_kind_of_layer_is_left_out(monkeypatch):
     ],
     ids=["llama", "gpt2"],
 )
-def test_layers_are_compiled_and_the_last_norm_and_nothing_else(config, compiled):
+def test_layers_are_compiled_and_the_last_norm_and_nothing_else(config, compiled, caplog):
     model = AutoModelForCausalLM.from_config(config)
     decoder = model.get_decoder()
     decoder.embed_again = _NormedEmbedding(4, 4)
     compile_layers(model, backend="eager")
     assert {name for name, part in decoder.named_modules() if "forward" in vars(part)} == compiled
+    assert ("GPT2Model has no `layers`: they are not compiled" in caplog.text) == ("ln_f" in compiled)
 
 
 class _NormedEmbedding(torch.nn.Embedding):
