@@ -83,7 +83,7 @@ class Elastic(SFTTrainer):
         self._rows: list[list[int]] = []
         self._recent: dict[int, list[int]] = {}
         self._gathering: Gathering | None = None
-        self._losses = LossCheck(ranks.rank)
+        self._losses = LossCheck(ranks)
         self._restored: Mapping[str, Any] | None = None
         self._saved_step = 0
         self._copy_off = CopyOff()
@@ -136,6 +136,12 @@ class Elastic(SFTTrainer):
         self.watchdog.at(f"step {self.state.global_step + 1}, backward pass of micro-batch {self._micro_batch + 1}")
         return loss
 
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        """Of the global batch, before it is clipped; looked at with the losses."""
+        norm = super()._get_grad_norm(*args, **kwargs)
+        self._losses.add_gradient(norm)
+        return norm
+
     def end_step(self, control: TrainerControl) -> None:
         """After the optimiser's step: what was used, and whether to go on."""
         step, gathering = self.state.global_step, self._gathering
@@ -150,7 +156,7 @@ class Elastic(SFTTrainer):
         self.state.num_input_tokens_seen += sum(self._lengths[row] for row in rows)
         self._recent[step] = rows
         self._recent.pop(step - NUM_STEPS_COMPARED, None)
-        self._losses.end_step(step)
+        self._losses.end_step(step, rows)
         if self.ledger is not None and self.writer is not None:
             self.ledger.record(step, rows)
             self.writer.check()

@@ -1,4 +1,4 @@
-"""Ends a run whose loss is no number, or grows: hours on a GPU do not make it well again."""
+"""Ends a run whose loss or gradient is no number, or whose loss grows: hours on a GPU do not make it well again."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,9 @@ from statistics import mean
 from typing import Any
 
 import torch
+
+from tasks.training.ranks import Ranks
+from tasks.training.stop_request import leave_silently
 
 NUM_STEPS_COMPARED = 10
 """The loss has diverged when its mean over this many steps ..."""
@@ -19,6 +22,10 @@ class LossNotFinite(RuntimeError):
     """A loss that is NaN or infinite."""
 
 
+class GradientNotFinite(RuntimeError):
+    """A gradient that is NaN or infinite, of losses that are not: something overflowed on the way back."""
+
+
 class LossDiverged(RuntimeError):
     """A loss that rises instead of falling."""
 
@@ -26,22 +33,24 @@ class LossDiverged(RuntimeError):
 @dataclass
 class _Step:
     step: int
-    losses: torch.Tensor
+    numbers: torch.Tensor
     rows: list[list[int]]
+    rows_of_all: Sequence[int]
     copied: Any = None
 
 
 @dataclass
 class LossCheck:
-    """Looks at the loss of every micro-batch of this rank, a step late.
+    """Looks at the loss of every micro-batch of this rank and at the gradient of the global batch, a step late.
 
-    Late, because reading a number off a GPU waits for all work that is queued on it: the copy of one step's losses has
+    Late, because reading a number off a GPU waits for all work that is queued on it: the copy of one step's numbers has
     long arrived when the next step has been queued.
     """
 
-    rank: int
+    ranks: Ranks
     _losses: list[torch.Tensor] = field(default_factory=list)
     _rows: list[list[int]] = field(default_factory=list)
+    _norm: torch.Tensor | float | None = None
     _waiting: _Step | None = None
 
     def add(self, loss: torch.Tensor, rows: list[int]) -> None:
@@ -49,39 +58,65 @@ class LossCheck:
         self._losses.append(loss)
         self._rows.append(rows)
 
-    def end_step(self, step: int) -> None:
+    def add_gradient(self, norm: torch.Tensor | float | None) -> None:
+        """The norm of the step's gradient, the same on all ranks (a scalar, on any device); None: it is not known."""
+        self._norm = norm
+
+    def end_step(self, step: int, rows: Sequence[int]) -> None:
         """Judge the step before, and begin to fetch the losses of this one.
 
+        Args:
+            rows: of the global batch.
+
         Raises:
-            LossNotFinite: naming step and rows.
+            LossNotFinite: naming step and rows; so does
+            GradientNotFinite.
         """
-        ended = _Step(step, torch.stack(self._losses), self._rows)
-        self._losses, self._rows = [], []
-        if ended.losses.is_cuda:
-            ended.losses = ended.losses.to("cpu", non_blocking=True)
+        norm = torch.as_tensor(0.0 if self._norm is None else self._norm).to(self._losses[0])
+        ended = _Step(step, torch.stack([*self._losses, norm]), self._rows, rows)
+        self._losses, self._rows, self._norm = [], [], None
+        if ended.numbers.is_cuda:
+            ended.numbers = ended.numbers.to("cpu", non_blocking=True)
             ended.copied = torch.cuda.Event()
             ended.copied.record()
         self.finish()
         self._waiting = ended
 
     def finish(self) -> None:
-        """Judge what has not been judged; before a checkpoint, so that none holds what came of it.
+        """Judge what has not been judged; before a checkpoint, so that none holds what came of it. All ranks must.
 
         Raises:
-            LossNotFinite: naming step and rows.
+            LossNotFinite: naming step and rows, on the rank whose loss it is.
+            GradientNotFinite: likewise, on rank 0 where all losses are numbers; the other ranks leave.
         """
         waiting, self._waiting = self._waiting, None
         if waiting is None:
             return
         if waiting.copied is not None:
             waiting.copied.synchronize()
-        for loss, rows in zip(waiting.losses.tolist(), waiting.rows, strict=True):
-            if not math.isfinite(loss):
-                raise LossNotFinite(
-                    f"the loss of step {waiting.step} is {loss} on rank {self.rank}, for the rows {shown(rows)} of the training "
-                    "file (counted from 0). Look at these rows; if they are well, lower training.learning_rate or "
-                    "training.max_grad_norm. The newest checkpoint is from before"
-                )
+        *losses, norm = waiting.numbers.tolist()
+        bad = next((pair for pair in zip(losses, waiting.rows, strict=True) if not math.isfinite(pair[0])), None)
+        # DeepSpeed says -1 of a norm that is no number.
+        is_gradient_bad = not 0 <= norm < math.inf
+        if is_gradient_bad:
+            # On every rank alike, whoever it comes from: the one with such a loss tells, with the rows that it is of.
+            whose = [rank for rank, (is_mine,) in enumerate(self.ranks.gather([bad is not None]).wait()) if is_mine]
+            if self.ranks.rank != (whose or [0])[0]:
+                leave_silently()
+        if bad is not None:
+            loss, rows = bad
+            raise LossNotFinite(
+                f"the loss of step {waiting.step} is {loss} on rank {self.ranks.rank}, for the rows {shown(rows)} of the "
+                "training file (counted from 0). Look at these rows; if they are well, lower training.learning_rate or "
+                "training.max_grad_norm. The newest checkpoint is from before"
+            )
+        if is_gradient_bad:
+            raise GradientNotFinite(
+                f"the gradient of step {waiting.step} is no finite number (its norm is {norm}), though all its losses are, for "
+                f"the rows {shown(waiting.rows_of_all)} of the training file (counted from 0): something overflowed on the way "
+                "back. Look at these rows; if they are well, lower training.learning_rate, or set training.precision=float32 "
+                "to see whether it is the precision. The newest checkpoint is from before"
+            )
 
 
 def check_divergence(

@@ -21,8 +21,8 @@ def plant(rank: int, faults: Mapping[str, Any]) -> None:
     ``slow``: ``{"rank": 1, "seconds": 0.1}``; every forward pass of that rank takes so much longer.
     ``environment``: variables that the ranks have.
     ``memory_rows``: a forward pass of more rows than this is out of memory.
-    ``hang``, ``nan``, ``signal``: ``{"rank": 1, "forward": 7}``; the rank's 7th forward pass never ends, has a loss that is
-    no number, or gets the signal ``number``.
+    ``hang``, ``nan``, ``overflow``, ``signal``: ``{"rank": 1, "forward": 7}``; the rank's 7th forward pass never ends, has a
+    loss that is no number, has an infinite gradient of a finite loss, or gets the signal ``number``.
     ``hang_at_point``: ``{"rank": 1, "step": 6}``; the rank's point of that step's curve is never there.
     ``free_bytes``: what the disk says is free.
     ``packed``: no fault: training goes as on a GPU, conversations end to end and the head frozen; the log names what is called.
@@ -40,12 +40,18 @@ def plant(rank: int, faults: Mapping[str, Any]) -> None:
             time.sleep(faults["slow"]["seconds"])
         if kwargs["input_ids"].shape[0] > faults.get("memory_rows", 1 << 30):
             raise torch.OutOfMemoryError("CUDA out of memory (planted)")
-        here = {name for name in ("hang", "nan", "signal") if faults.get(name) and _is_here(faults[name], rank, count)}
+        here = {
+            name
+            for name in ("hang", "nan", "overflow", "signal")
+            if faults.get(name) and _is_here(faults[name], rank, count)
+        }
         if "hang" in here:
             time.sleep(600)
         if "nan" in here:
             with torch.no_grad():
                 module.lm_head.weight.fill_(float("nan"))
+        if "overflow" in here:
+            _overflow_once(module.model.norm)
         if "signal" in here:
             os.kill(os.getpid(), faults["signal"].get("number", signal.SIGTERM))
 
@@ -77,6 +83,14 @@ def plant(rank: int, faults: Mapping[str, Any]) -> None:
 
 def _is_here(fault: Mapping[str, int], rank: int, count: int) -> bool:
     return fault["rank"] == rank and fault["forward"] == count
+
+
+def _overflow_once(norm: torch.nn.Module) -> None:
+    def hook(module: torch.nn.Module, args: Any, output: torch.Tensor) -> None:
+        output.register_hook(lambda gradient: gradient * float("inf"))
+        handle.remove()
+
+    handle = norm.register_forward_hook(hook)
 
 
 def _pack(backend: str | None) -> None:

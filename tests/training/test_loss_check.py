@@ -1,28 +1,61 @@
 """A loss that ends the run names its rows; one that only wobbles does not end it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from tasks.training.loss_check import LossCheck, LossDiverged, LossNotFinite, check_divergence
+from tasks.training.loss_check import GradientNotFinite, LossCheck, LossDiverged, LossNotFinite, check_divergence
+
+
+def alone(rank: int = 0) -> SimpleNamespace:
+    """Ranks of which this one alone tells anything."""
+    return SimpleNamespace(
+        rank=rank,
+        gather=lambda values: SimpleNamespace(wait=lambda: [[0]] * rank + [values]),
+    )
 
 
 def test_a_loss_that_is_no_number_names_its_step_and_its_rows_only():
-    check = LossCheck(rank=1)
+    check = LossCheck(alone(1))
     check.add(torch.tensor(1.0), [3, 4])
     check.add(torch.tensor(float("nan")), [5, 6])
-    check.end_step(7)
+    check.end_step(7, [1, 2, 3, 4, 5, 6])
     with pytest.raises(LossNotFinite, match="step 7 is nan on rank 1, for the rows 5, 6 of"):
         check.finish()
     check.finish()
 
 
 def test_a_step_is_judged_before_the_next_is_forgotten():
-    check = LossCheck(rank=0)
+    check = LossCheck(alone())
     check.add(torch.tensor(float("inf")), [1])
-    check.end_step(1)
+    check.end_step(1, [1])
     check.add(torch.tensor(1.0), [2])
     with pytest.raises(LossNotFinite, match="step 1 is inf"):
-        check.end_step(2)
+        check.end_step(2, [2])
+
+
+@pytest.mark.parametrize("norm", [float("nan"), torch.tensor(float("inf")), -1.0], ids=str)
+def test_a_gradient_that_is_no_number_is_told_with_the_rows_of_all_ranks(norm):
+    check = LossCheck(alone())
+    check.add(torch.tensor(1.0), [3])
+    check.add_gradient(norm)
+    check.end_step(4, [2, 3])
+    with pytest.raises(GradientNotFinite, match="gradient of step 4 .* for the rows 2, 3 of"):
+        check.finish()
+    check.add(torch.tensor(1.0), [5])
+    check.add_gradient(torch.tensor(0.0))
+    check.end_step(5, [4, 5])
+    check.finish()
+
+
+def test_of_a_loss_and_a_gradient_that_are_no_numbers_the_loss_is_told():
+    check = LossCheck(alone(1))
+    check.add(torch.tensor(float("nan")), [3])
+    check.add_gradient(float("nan"))
+    check.end_step(4, [2, 3])
+    with pytest.raises(LossNotFinite, match="step 4 is nan on rank 1, for the rows 3 of"):
+        check.finish()
 
 
 @pytest.mark.parametrize("every", [1, 5, 10])

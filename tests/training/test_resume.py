@@ -201,7 +201,23 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_rows_and_spoils_no_check
     _, rows, _ = committed(unbroken.output / "ledger")
     # The second micro-batch of rank 1 is the last row of the step.
     assert f"the loss of step 9 is nan on rank 1, for the rows {rows[9][3]} of" in attempt.error(1)
+    assert not attempt.error(0)
     assert steps_of(job.output / "checkpoints") == [5]
+
+
+def test_a_gradient_that_overflows_ends_the_run_before_its_step_is_saved(toy_job, unbroken):
+    job = toy_job()
+    # The second micro-batch of step 10, after which a checkpoint is due.
+    attempt = job.start(2, overflow={"rank": 1, "forward": 20})
+    assert 1 in attempt.wait()
+    _, rows, _ = committed(unbroken.output / "ledger")
+    error = attempt.error(0)
+    assert "GradientNotFinite: the gradient of step 10 is no finite number (its norm is nan)" in error
+    assert f"for the rows {', '.join(map(str, rows[10]))} of the training file" in error
+    assert not attempt.error(1)
+    assert steps_of(job.output / "checkpoints") == [5]
+    job.run(2)
+    assert_same_training(job, unbroken)
 
 
 def test_out_of_memory_is_retried_once_with_a_smaller_micro_batch(toy_job, unbroken):
