@@ -4,9 +4,8 @@ Llama 3.1 8B's shape with random weights, LoRA of rank 64 on all linear layers, 
 tokens with every position in the loss, and conversations of realistic lengths (lognormal, mean about 600, capped at 4,096)
 with a quarter of them answers. The project's own training program under torchrun, with micro-batch and recomputation left to
 ``auto``, with and without ``fp8_base``, against TRL's trainer as it comes on the same rows, one after the other on the same
-machine. Useful tokens (no padding), wall clock, after warm-up, between checkpoints, whose time is told apart. First the
-products and the attention of such a step are timed by themselves, over and over until the chip is warm: no step can be
-faster. Table last.
+machine. Useful tokens (no padding), wall clock, after warm-up, between checkpoints, whose time is told apart. First what
+bounds a step is timed by itself (``step_bound.py``). Table last.
 """
 
 import argparse
@@ -24,18 +23,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch.nn.attention import sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 
 from tasks.contracts.attempt import read_points
 from tasks.contracts.files import write_json
 from tasks.contracts.settings import TrainingSettings
 from tasks.hardware.host import free_port
-from tasks.training.packed_trainer import ATTENTION_KERNELS
-from tests.benchmarks.llama_8b import SHAPE, make_model
+from tests.benchmarks.llama_8b import make_model
+from tests.benchmarks.step_bound import LONGEST, measure
 from tests.conftest import REPOSITORY
 
-LONGEST = 4096
 WARMUP_STEPS = 10
 TRL_STEPS, TRL_WARMUP_STEPS = 8, 3
 POINT_STEPS = 10
@@ -51,7 +47,6 @@ OVER_NETWORK = {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1"}
 """Makes GPUs of one machine talk as those of several do."""
 CASES = {"documents of 4,096": 4, "conversations, mean 600": 24}
 """Rows of an optimiser step per GPU; about 16,000 tokens."""
-STEP_TOKENS = 16_384
 TOLD = ("conversations at a time", "fp8_base", "profile  ")
 """Lines of the program that are of interest here."""
 HELD, SLOWEST = "train/checkpoint_held_seconds", "train/slowest_rank_work_ratio"
@@ -72,54 +67,6 @@ def make_rows(folder: Path, case: str, num_rows: int) -> list[int]:
     with pa.OSFile(str(folder / "train.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return [int(length) for length in lengths]
-
-
-def bound(seconds: float = 12.0) -> tuple[float, float]:
-    """Seconds that the products, and the attention, of a step of :data:`STEP_TOKENS` take by themselves on a warm chip."""
-    width, inner, layers = SHAPE["hidden_size"], SHAPE["intermediate_size"], SHAPE["num_hidden_layers"]
-    size = width // SHAPE["num_attention_heads"]
-    keys = SHAPE["num_key_value_heads"] * size
-    shapes = {(width, width): 2, (width, keys): 2, (width, inner): 2, (inner, width): 1}
-    products = []
-    for (rows_in, rows_out), count in shapes.items():
-        weight = torch.randn(rows_out, rows_in, dtype=torch.bfloat16, device="cuda") * 0.02
-        given = torch.randn(STEP_TOKENS, rows_in, dtype=torch.bfloat16, device="cuda")
-        gradient = torch.randn(STEP_TOKENS, rows_out, dtype=torch.bfloat16, device="cuda")
-        products += [(given, weight.t()), (gradient, weight)] * count
-    head = torch.randn(SHAPE["vocab_size"], width, dtype=torch.bfloat16, device="cuda") * 0.02
-    hidden = torch.randn(STEP_TOKENS // 8, width, dtype=torch.bfloat16, device="cuda")
-    of_head = torch.randn(STEP_TOKENS // 8, SHAPE["vocab_size"], dtype=torch.bfloat16, device="cuda")
-
-    def multiply() -> None:
-        for left, right in products * layers:
-            torch.mm(left, right)
-        for left, right in ((hidden, head.t()), (of_head, head)) * 8:
-            torch.mm(left, right)
-
-    query, key, value = (
-        torch.randn(
-            STEP_TOKENS // LONGEST, heads, LONGEST, size, dtype=torch.bfloat16, device="cuda", requires_grad=True
-        )
-        for heads in (SHAPE["num_attention_heads"], SHAPE["num_key_value_heads"], SHAPE["num_key_value_heads"])
-    )
-    upstream = torch.randn_like(query)
-
-    def attend() -> None:
-        with sdpa_kernel(ATTENTION_KERNELS, set_priority=True):
-            for _ in range(layers):
-                scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True).backward(upstream)
-
-    found = []
-    for work in (multiply, attend):
-        times, began = [], time.perf_counter()
-        while time.perf_counter() - began < seconds:
-            start = time.perf_counter()
-            work()
-            torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-        # The first moments are faster: the chip is cool yet.
-        found.append(statistics.median(times[len(times) // 2 :]))
-    return found[0], found[1]
 
 
 def ours(
@@ -277,7 +224,7 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.0, help="of LoRA, ours only")
     parser.add_argument("--strategy", choices=["ddp", "fsdp", "zero3"], default="ddp", help="ours only")
     parser.add_argument("--attention", choices=["varlen", "flex"], default="varlen", help="ours only")
-    parser.add_argument("--no-bound", action="store_true", help="leave the products and attention by themselves out")
+    parser.add_argument("--no-bound", action="store_true", help="leave out what bounds a step")
     parser.add_argument(
         "--profile", action="store_true", help="say where a step's time goes on the GPU; it makes steps slower"
     )
@@ -295,7 +242,7 @@ def main() -> None:
         return
     options = {name: getattr(arguments, name) for name in ("dropout", "strategy", "attention")}
     options["is_profiled"] = arguments.profile
-    products_s, attention_s = (0.0, 0.0) if arguments.no_bound else bound()
+    bound = None if arguments.no_bound else measure(LORA["rank"])
     torch.cuda.empty_cache()
     root = Path(tempfile.mkdtemp(prefix="training-gpu-"))
     model = arguments.model or root / "model"
@@ -321,12 +268,8 @@ def main() -> None:
         if exact := losses.pop("bfloat16", None):
             print(*(compare_losses(WHO[who], exact, other) for who, other in losses.items()), sep="\n", flush=True)
     print(f"\n{torch.cuda.get_device_name()} x {arguments.gpus}, torch {torch.__version__}")
-    if products_s:
-        print(
-            f"of {STEP_TOKENS:,} tokens in documents of {LONGEST:,} the products alone take {1000 * products_s:.0f} ms, "
-            f"attention {1000 * attention_s:.0f} ms: at most {STEP_TOKENS / products_s:,.0f} tokens/s by the first, "
-            f"{STEP_TOKENS / (products_s + attention_s):,.0f} by both"
-        )
+    if bound:
+        print(f"what a step of documents cannot be faster than:\n{bound}")
     for case, who, found in rows:
         print(
             f"{case:26} {who:26} {found['tokens_per_s_per_gpu']:8.0f} tokens/s/GPU  peak {found['peak_gbytes']:4.0f} GB"
