@@ -176,7 +176,7 @@ def footprint_of(model_folder: Path, settings: TrainingSettings, precision: Reso
     head = text.vocab_size * text.hidden_size * dtype.itemsize
     whole = 2 * frozen / text.num_hidden_layers + head if num_shards > 1 else 0.0
     is_packed = precision == "bfloat16"
-    is_compiled = settings.strategy != "zero3" and is_packed and not settings.lora.dropout
+    is_compiled = settings.strategy != "zero3" and is_packed
     # With a head that is no more than a product the loss is computed of a few thousand tokens at a time, otherwise of all at
     # once; a head in shards is gathered for it.
     in_parts = settings.strategy != "zero3" and is_packed and looks_plain(model.get_base_model())

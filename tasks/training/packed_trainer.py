@@ -56,10 +56,7 @@ class PackedTrainer(SFTTrainer):
             self._head = base.get_output_embeddings()
             # The model then returns what would go into the head.
             leave_out(self._head)
-        # A compiled layer that is recomputed draws other dropout masks than it had (huggingface/peft#3020); without
-        # recomputing a test with dropout had not ended after a minute on a GPU, which was not looked into.
-        if not any(config.lora_dropout for config in self.model.peft_config.values()):
-            compile_layers(base)
+        self.add_callback(_CompileLayers(base))
         self.data_collator = _WithAnswers(self.data_collator)
 
     def join_adapters(self) -> JoinedProducts | None:
@@ -68,8 +65,7 @@ class PackedTrainer(SFTTrainer):
         ids = torch.zeros((1, 8), dtype=torch.long, device=base.device)
 
         def run() -> None:
-            # As it is written: a compiled layer would be compiled for what looks on.
-            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            with torch.no_grad():
                 base(**end_to_end(ids, (5, 3)), use_cache=False)
 
         self._joined = join(self.model, run)
@@ -115,7 +111,8 @@ class PackedTrainer(SFTTrainer):
 def compile_layers(model: Any, backend: str = "inductor") -> None:
     """Let each decoder layer of a causal language model, and the norms beside them, be compiled when it is first used.
 
-    Its computation only, not what hangs on its call: FSDP2 gathers a layer's matrices there and drops them after.
+    Its computation only, not what hangs on its call: FSDP2 gathers a layer's matrices there and drops them after. What draws
+    dropout and is recomputed stays as it is: compiled, it would draw other masks than it had (huggingface/peft#3020).
     """
     torch._dynamo.config.recompile_limit = KINDS_OF_LAYERS
     decoder = model.get_decoder()
@@ -133,7 +130,24 @@ def compile_layers(model: Any, backend: str = "inductor") -> None:
             type(decoder).__name__,
         )
     for part in (*(layers or ()), *norms):
-        part.forward = torch.compile(part.forward, backend=backend)
+        if not (getattr(part, "gradient_checkpointing", False) and _draws(part)):
+            part.forward = torch.compile(part.forward, backend=backend)
+
+
+def _draws(part: torch.nn.Module) -> bool:
+    return any(isinstance(inner, torch.nn.Dropout) and inner.p for inner in part.modules())
+
+
+class _CompileLayers(TrainerCallback):
+    """As training begins: until then nobody has said which layers are recomputed."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        compile_layers(self._model)
 
 
 class _TakeWeights(TrainerCallback):

@@ -63,5 +63,16 @@ def test_layers_are_compiled_and_the_last_norm_and_nothing_else(config, compiled
     assert ("GPT2Model has no `layers`: they are not compiled" in caplog.text) == ("ln_f" in compiled)
 
 
+@pytest.mark.filterwarnings("default:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_layers_that_are_recomputed_and_draw_dropout_are_not_compiled(dropout):
+    base = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES, max_position_embeddings=POSITIONS))
+    peft.get_peft_model(base, peft.LoraConfig(r=2, lora_dropout=dropout, target_modules=["q_proj"]))
+    base.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=2)
+    compile_layers(base, backend="eager")
+    compiled = [name for name, part in base.get_decoder().named_modules() if "forward" in vars(part)]
+    assert compiled == [*([] if dropout else ["layers.0"]), "layers.1", "norm"]
+
+
 class _NormedEmbedding(torch.nn.Embedding):
     """As one family has it."""

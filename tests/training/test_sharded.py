@@ -44,9 +44,11 @@ def run_packed(job: ToyJob, **faults: object) -> None:
     assert "frozen_head_loss" in output.splitlines(), output
     assert ("compile_layers" in output.splitlines()) == ("compiled" in faults)
     assert ("the base in shards" in output) == (job.arguments["training"]["strategy"] == "fsdp")
-    # Query, key and value, gate and up, and down of two layers; what is in shards is gathered by itself.
+    # Query, key and value, gate and up, and down of two layers; what is in shards is gathered by itself, and dropout comes
+    # between an input and its adapter.
     is_joined = "adapters of 12 layers are multiplied together with their matrices, in 6 products" in output
-    assert is_joined == (job.arguments["training"]["strategy"] == "ddp"), output
+    training = job.arguments["training"]
+    assert is_joined == (training["strategy"] == "ddp" and not training["lora"]["dropout"]), output
 
 
 # Two at a time: one alone would be end to end with nothing.
@@ -55,6 +57,15 @@ def test_conversations_end_to_end_are_the_same_training(toy_job, unbroken, fault
     job = toy_job(per_device_batch_size=2, collective_timeout_minutes=COMPILING_MINUTES)
     run_packed(job, **faults)
     assert_same_training(job, unbroken, is_balanced=True)
+
+
+@pytest.mark.parametrize("checkpointing", [False, 2])
+def test_compiled_layers_draw_the_dropout_that_they_draw_as_they_are_written(toy_job, checkpointing):
+    changes = {"per_device_batch_size": 2, "collective_timeout_minutes": COMPILING_MINUTES, "lora": {"dropout": 0.2}}
+    plain, compiled = (toy_job(name, gradient_checkpointing=checkpointing, **changes) for name in ("plain", "compiled"))
+    run_packed(plain)
+    run_packed(compiled, compiled="aot_eager")
+    assert_same_training(compiled, plain, is_balanced=True)
 
 
 def test_conversations_end_to_end_go_on_from_a_checkpoints_weights(toy_job, unbroken):
