@@ -29,7 +29,7 @@ class FrozenHeadLoss(torch.autograd.Function):
             part = slice(start, start + TOKENS_AT_A_TIME)
             loss, of_logits = _loss_and_gradient(linear(hidden[part], weight), targets[part])
             total = total + loss
-            gradient[part] = of_logits @ weight
+            torch.mm(of_logits, weight, out=gradient[part])
         ctx.save_for_backward(gradient)
         return total
 
