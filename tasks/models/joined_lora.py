@@ -7,8 +7,9 @@ What ``x W' + s (x A') B'`` takes beside its products is passes over memory. Her
 
 whose upper rows make ``[x, x A'] [W, sB]'`` of an input and whose left columns make ``[g, g sB] [W; A]``, the gradient of that
 input, of a gradient: the adapter's part is summed where the matrix's is. Layers that are given the same input (query, key and
-value; gate and up) are one block together. The modules, their parameters and their names stay PEFT's; a frozen matrix becomes
-a view into its block.
+value; gate and up) are one block together. What follows attention is joined in its gradient only: its input, which attention
+keeps, would have to be copied and be kept twice. The modules, their parameters and their names stay PEFT's; a frozen matrix
+becomes a view into its block.
 """
 
 from collections import Counter
@@ -66,12 +67,10 @@ def join(model: Any, run: Callable[[], object]) -> JoinedProducts | None:
     if not layers:
         return None
     after_attention, value_width = _attention(base.config.get_text_config())
-    # Attention's output would have to be copied into a block, and be kept twice: that costs what the joined product spares.
-    blocks = [
-        _Block(group, value_width)
-        for group in _by_input(layers, run)
-        if len(group) > 1 or (group[0].in_features, group[0].out_features) != after_attention
-    ]
+    blocks = []
+    for group in _by_input(layers, run):
+        sides = group[0].in_features, group[0].out_features
+        blocks.append(_Block(group, value_width, is_output_kept=len(group) == 1 and sides == after_attention))
     return JoinedProducts(blocks) if blocks else None
 
 
@@ -133,11 +132,13 @@ class _Block:
     """Layers that are given the same, and their common matrix.
 
     Args:
-        value_width: of attention's keys and values together.
+        value_width: of attention's values together.
+        is_output_kept: what they are given is attention's output, which attention keeps for its backward pass.
     """
 
-    def __init__(self, layers: Sequence[Linear], value_width: int) -> None:
+    def __init__(self, layers: Sequence[Linear], value_width: int, *, is_output_kept: bool) -> None:
         self.layers, self.value_width = layers, value_width
+        self.is_joined_forward = not is_output_kept
         names = [_only(layer.lora_A) for layer in layers]
         self.width = layers[0].in_features
         self.outputs = [layer.out_features for layer in layers]
@@ -188,7 +189,8 @@ class _Block:
 
     def _multiply(self, given: torch.Tensor) -> list[torch.Tensor]:
         flat = given.reshape(-1, self.width).to(self.matrix.dtype)
-        products = _Product.apply(flat, self.matrix, self.outputs, self.ranks, self.scales, *self.a, *self.b)
+        sizes = self.outputs, self.ranks, self.scales
+        products = _Product.apply(flat, self.matrix, *sizes, self.is_joined_forward, *self.a, *self.b)
         # Of a value a copy: attention keeps it for its backward pass, and the whole product would be kept with it.
         parts = [product.contiguous() if product.shape[1] == self.value_width else product for product in products]
         outputs = [part.unflatten(0, given.shape[:-1]) for part in parts]
@@ -221,36 +223,45 @@ class _Product(torch.autograd.Function):
         outputs: list[int],
         ranks: list[int],
         scales: list[float],
+        is_joined: bool,
         *weights: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         width, height = given.shape[1], sum(outputs)
-        wide = pad(given, (0, matrix.shape[1] - width))
-        # Of the whole rows, whose end is zero: so the compiler sees that it can write into them.
-        wide[:, width:] = wide @ matrix[height:].t()
-        ctx.save_for_backward(wide, matrix)
         ctx.sizes = outputs, ranks, scales
-        products: tuple[torch.Tensor, ...] = (wide @ matrix[:height].t()).split(outputs, dim=1)
+        if is_joined:
+            wide = pad(given, (0, matrix.shape[1] - width))
+            # Of the whole rows, whose end is zero: so the compiler sees that it can write into them.
+            wide[:, width:] = wide @ matrix[height:].t()
+            ctx.save_for_backward(matrix, wide)
+            product = wide @ matrix[:height].t()
+        else:
+            # Autocast makes products of bfloat16 out of float32.
+            narrow = (given @ matrix[height:, :width].t()).to(matrix.dtype)
+            ctx.save_for_backward(matrix, given, narrow)
+            product = given @ matrix[:height, :width].t() + narrow @ matrix[:height, width:].t()
+        products: tuple[torch.Tensor, ...] = product.split(outputs, dim=1)
         return products
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        wide, matrix = ctx.saved_tensors
+        matrix, given, *narrow = ctx.saved_tensors
         outputs, ranks, scales = ctx.sizes
         height, rank = sum(outputs), sum(ranks)
         width = matrix.shape[1] - rank
+        given, of_adapters = given[:, :width], narrow[0] if narrow else given[:, width:]
         # Of one gradient and its blank the one pass is quick.
         num_blanks = 1 if len(gradients) == 1 else max(1, MANY_PARTS - len(gradients))
-        blanks = gradients[0].new_zeros(wide.shape[0], rank).tensor_split(num_blanks, dim=1)
+        blanks = gradients[0].new_zeros(given.shape[0], rank).tensor_split(num_blanks, dim=1)
         # Autocast makes bfloat16 of float32 going forward, and is over by now.
         tall = torch.cat([*gradients, *blanks], dim=1).to(matrix.dtype)
         tall[:, height:] = tall @ matrix[:, width:]
         of_given = tall @ matrix[:, :width]
-        of_a = (tall[:, height:].t() @ wide[:, :width]).float().split(ranks)
+        of_a = (tall[:, height:].t() @ given).float().split(ranks)
         of_b = [
-            scale * (tall[:, rows].t() @ wide[:, _moved(columns, width)]).float()
+            scale * (tall[:, rows].t() @ of_adapters[:, columns]).float()
             for rows, columns, scale in zip(_slices(outputs), _slices(ranks), scales, strict=True)
         ]
-        return of_given, None, None, None, None, *of_a, *of_b
+        return of_given, None, None, None, None, None, *of_a, *of_b
 
 
 def _slices(sizes: Sequence[int]) -> list[slice]:

@@ -63,8 +63,8 @@ def test_outputs_and_gradients_are_pefts_from_step_to_step(kind, recomputed):
     theirs = adapted(kind)
     ours = copy.deepcopy(theirs)
     products = joined(ours)
-    # Query, key and value; gate and up; down. What follows attention is as wide as it is high and alone with its input.
-    assert (products.num_layers, products.num_products) == (3 * 6, 3 * 3)
+    # Query, key and value; what follows attention; gate and up; down.
+    assert (products.num_layers, products.num_products) == (3 * 7, 3 * 4)
     if recomputed:
         ours.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     for _ in range(3):
@@ -157,15 +157,13 @@ def test_what_is_no_plain_adapter_stays_pefts(changes):
 
 def test_a_layer_that_is_used_twice_in_a_pass_or_never_stays_pefts():
     model = adapted()
-    first, second, third = model.get_base_model().get_decoder().layers
+    first, second, _ = model.get_base_model().get_decoder().layers
     first.mlp.up_proj = first.mlp.gate_proj
     second.self_attn.forward = lambda hidden_states, **_: (0 * hidden_states, None)
     theirs = copy.deepcopy(model)
     products = joined(model)
-    assert (products.num_layers, products.num_products) == (4 + 3 + 6, 2 + 2 + 3)
-    assert (
-        type(first.mlp.gate_proj) is type(second.self_attn.q_proj) is type(third.self_attn.o_proj) is not JoinedLinear
-    )
+    assert (products.num_layers, products.num_products) == (5 + 3 + 7, 3 + 2 + 4)
+    assert type(first.mlp.gate_proj) is type(second.self_attn.q_proj) is not JoinedLinear
     products.refresh()
     assert torch.allclose(model(IDS).logits, theirs(IDS).logits, atol=1e-6)
 
@@ -222,11 +220,12 @@ def test_compiled_layers_keep_no_more_than_with_pefts_products(shape, targets, m
     assert found["joined"] <= most * found["PEFT's"]
 
 
-def test_what_follows_attention_is_left_whatever_its_shape():
+def test_what_follows_attention_takes_its_input_as_it_is_whatever_its_shape():
     model = adapted(Qwen3Config, base={"head_dim": 32})
     products = joined(model)
-    assert (products.num_layers, products.num_products) == (3 * 6, 3 * 3)
-    assert not any(isinstance(m, JoinedLinear) for name, m in model.named_modules() if name.endswith("o_proj"))
+    assert (products.num_layers, products.num_products) == (3 * 7, 3 * 4)
+    blocks = {name.rsplit(".")[-1]: m.block for name, m in model.named_modules() if isinstance(m, JoinedLinear)}
+    assert [name for name, block in blocks.items() if not block.is_joined_forward] == ["o_proj"]
 
 
 def test_a_configuration_that_does_not_speak_of_attention_is_no_hindrance(monkeypatch):
@@ -252,7 +251,7 @@ def test_each_of_several_precisions_is_a_block():
         products = joined(model)
         products.refresh()
         passes = [pass_through(m) for m in (model, theirs)]
-    assert (products.num_layers, products.num_products) == (3 * 6, 3 * 4)
+    assert (products.num_layers, products.num_products) == (3 * 7, 3 * 5)
     for ours, others in zip(*passes, strict=True):
         assert (ours - others).norm() < 0.05 * others.norm()
     assert {m.block.matrix.dtype for m in model.modules() if isinstance(m, JoinedLinear)} == {

@@ -44,9 +44,9 @@ def run_packed(job: ToyJob, **faults: object) -> None:
     assert "frozen_head_loss" in output.splitlines(), output
     assert ("compile_layers" in output.splitlines()) == ("compiled" in faults)
     assert ("the base in shards" in output) == (job.arguments["training"]["strategy"] == "fsdp")
-    # Query, key and value, gate and up, and down of two layers; what is in shards is gathered by itself, and dropout comes
-    # between an input and its adapter.
-    is_joined = "adapters of 12 layers are multiplied together with their matrices, in 6 products" in output
+    # Query, key and value, what follows attention, gate and up, and down of two layers; what is in shards is gathered by
+    # itself, and dropout comes between an input and its adapter.
+    is_joined = "adapters of 14 layers are multiplied together with their matrices, in 8 products" in output
     training = job.arguments["training"]
     assert is_joined == (training["strategy"] == "ddp" and not training["lora"]["dropout"]), output
 
