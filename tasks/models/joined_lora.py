@@ -69,8 +69,9 @@ def join(model: Any, run: Callable[[], object]) -> JoinedProducts | None:
     after_attention, value_width = _attention(base.config.get_text_config())
     blocks = []
     for group in _by_input(layers, run):
-        sides = group[0].in_features, group[0].out_features
-        blocks.append(_Block(group, value_width, is_output_kept=len(group) == 1 and sides == after_attention))
+        # By its shape, by which others may be taken for it: that is only a little slower.
+        follows_attention = len(group) == 1 and (group[0].in_features, group[0].out_features) == after_attention
+        blocks.append(_Block(group, value_width, is_joined_forward=not follows_attention))
     return JoinedProducts(blocks) if blocks else None
 
 
@@ -133,12 +134,12 @@ class _Block:
 
     Args:
         value_width: of attention's values together.
-        is_output_kept: what they are given is attention's output, which attention keeps for its backward pass.
+        is_joined_forward: not of what attention keeps for its backward pass: it would have to be copied.
     """
 
-    def __init__(self, layers: Sequence[Linear], value_width: int, *, is_output_kept: bool) -> None:
+    def __init__(self, layers: Sequence[Linear], value_width: int, *, is_joined_forward: bool) -> None:
         self.layers, self.value_width = layers, value_width
-        self.is_joined_forward = not is_output_kept
+        self.is_joined_forward = is_joined_forward
         names = [_only(layer.lora_A) for layer in layers]
         self.width = layers[0].in_features
         self.outputs = [layer.out_features for layer in layers]

@@ -29,6 +29,7 @@ class FrozenHeadLoss(torch.autograd.Function):
             part = slice(start, start + TOKENS_AT_A_TIME)
             loss, of_logits = _loss_and_gradient(linear(hidden[part], weight), targets[part])
             total = total + loss
+            # In their place; outside of autocast, which would give them another precision.
             torch.mm(of_logits, weight, out=gradient[part])
         ctx.save_for_backward(gradient)
         return total

@@ -16,6 +16,7 @@ NUM_STEPS_COMPARED = 10
 MAX_RISE_NATS = 2.0
 """... is this much above the mean over as many first steps: every token more than seven times less likely than at the start."""
 NUM_ROWS_SHOWN = 32
+NOT_FINITE = ("nan", "inf", "-inf")
 
 
 class LossNotFinite(RuntimeError):
@@ -58,21 +59,21 @@ class LossCheck:
         self._losses.append(loss)
         self._rows.append(rows)
 
-    def add_gradient(self, norm: torch.Tensor | float | None) -> None:
-        """The norm of the step's gradient, the same on all ranks (a scalar, on any device); None: it is not known."""
+    def add_gradient(self, norm: torch.Tensor | float) -> None:
+        """The norm of the step's gradient, the same on all ranks (a scalar, on any device)."""
         self._norm = norm
 
     def end_step(self, step: int, rows: Sequence[int]) -> None:
-        """Judge the step before, and begin to fetch the losses of this one.
+        """Judge the step before, and begin to fetch the numbers of this one.
 
         Args:
             rows: of the global batch.
 
         Raises:
-            LossNotFinite: naming step and rows; so does
-            GradientNotFinite.
+            LossNotFinite, GradientNotFinite: as :meth:`finish`.
         """
-        norm = torch.as_tensor(0.0 if self._norm is None else self._norm).to(self._losses[0])
+        assert self._norm is not None
+        norm = torch.as_tensor(self._norm).to(self._losses[0])
         ended = _Step(step, torch.stack([*self._losses, norm]), self._rows, rows)
         self._losses, self._rows, self._norm = [], [], None
         if ended.numbers.is_cuda:
@@ -86,8 +87,8 @@ class LossCheck:
         """Judge what has not been judged; before a checkpoint, so that none holds what came of it. All ranks must.
 
         Raises:
-            LossNotFinite: naming step and rows, on the rank whose loss it is.
-            GradientNotFinite: likewise, on rank 0 where all losses are numbers; the other ranks leave.
+            LossNotFinite: on rank 0, naming step, rank and rows; the other ranks leave.
+            GradientNotFinite: likewise, where all losses are numbers.
         """
         waiting, self._waiting = self._waiting, None
         if waiting is None:
@@ -96,27 +97,32 @@ class LossCheck:
             waiting.copied.synchronize()
         *losses, norm = waiting.numbers.tolist()
         bad = next((pair for pair in zip(losses, waiting.rows, strict=True) if not math.isfinite(pair[0])), None)
-        # DeepSpeed says -1 of a norm that is no number.
-        is_gradient_bad = not 0 <= norm < math.inf
-        if is_gradient_bad:
-            # On every rank alike, whoever it comes from: the one with such a loss tells, with the rows that it is of.
-            whose = [rank for rank, (is_mine,) in enumerate(self.ranks.gather([bad is not None]).wait()) if is_mine]
-            if self.ranks.rank != (whose or [0])[0]:
-                leave_silently()
-        if bad is not None:
-            loss, rows = bad
-            raise LossNotFinite(
-                f"the loss of step {waiting.step} is {loss} on rank {self.ranks.rank}, for the rows {shown(rows)} of the "
-                "training file (counted from 0). Look at these rows; if they are well, lower training.learning_rate or "
-                "training.max_grad_norm. The newest checkpoint is from before"
-            )
-        if is_gradient_bad:
-            raise GradientNotFinite(
-                f"the gradient of step {waiting.step} is no finite number (its norm is {norm}), though all its losses are, for "
-                f"the rows {shown(waiting.rows_of_all)} of the training file (counted from 0): something overflowed on the way "
-                "back. Look at these rows; if they are well, lower training.learning_rate, or set training.precision=float32 "
-                "to see whether it is the precision. The newest checkpoint is from before"
-            )
+        if math.isfinite(norm):
+            if bad is not None:
+                raise _loss_not_finite(waiting.step, self.ranks.rank, *bad)
+            return
+        # Known to every rank alike, whoever it comes from. Rank 0 tells: it may have a checkpoint to write to its end.
+        loss, rows = bad or (0.0, waiting.rows[0])
+        told = self.ranks.gather([NOT_FINITE.index(str(loss)) if bad else -1, *rows]).wait()
+        if self.ranks.rank != 0:
+            leave_silently()
+        for rank, (number, *its_rows) in enumerate(told):
+            if number >= 0:
+                raise _loss_not_finite(waiting.step, rank, float(NOT_FINITE[number]), its_rows)
+        raise GradientNotFinite(
+            f"the gradient of step {waiting.step} is no finite number (its norm is {norm}), though all its losses are, for "
+            f"the rows {shown(waiting.rows_of_all)} of the training file (counted from 0): something overflowed on the way "
+            "back. Look at these rows; if they are well, lower training.learning_rate, or, in bfloat16, see whether it is the "
+            "precision (training.precision=float32). The newest checkpoint is from before"
+        )
+
+
+def _loss_not_finite(step: int, rank: int, loss: float, rows: Sequence[int]) -> LossNotFinite:
+    return LossNotFinite(
+        f"the loss of step {step} is {loss} on rank {rank}, for the rows {shown(rows)} of the training file (counted from 0). "
+        "Look at these rows; if they are well, lower training.learning_rate or training.max_grad_norm. The newest checkpoint "
+        "is from before"
+    )
 
 
 def check_divergence(

@@ -200,13 +200,14 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_rows_and_spoils_no_check
     assert 1 in attempt.wait()
     _, rows, _ = committed(unbroken.output / "ledger")
     # The second micro-batch of rank 1 is the last row of the step.
-    assert f"the loss of step 9 is nan on rank 1, for the rows {rows[9][3]} of" in attempt.error(1)
-    assert not attempt.error(0)
+    assert f"the loss of step 9 is nan on rank 1, for the rows {rows[9][3]} of" in attempt.error(0)
+    assert not attempt.error(1)
     assert steps_of(job.output / "checkpoints") == [5]
 
 
-def test_a_gradient_that_overflows_ends_the_run_before_its_step_is_saved(toy_job, unbroken):
-    job = toy_job()
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_gradient_that_overflows_ends_the_run_before_its_step_is_saved(toy_job, unbroken, strategy):
+    job = toy_job(strategy=strategy)
     # The second micro-batch of step 10, after which a checkpoint is due.
     attempt = job.start(2, overflow={"rank": 1, "forward": 20})
     assert 1 in attempt.wait()

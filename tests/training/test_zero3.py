@@ -49,6 +49,16 @@ def test_a_part_that_the_ranks_do_not_divide_is_filled_up():
 
 @needs_deepspeed
 @pytest.mark.integration
+def test_a_gradient_that_overflows_ends_the_run(zero3_job):
+    job = zero3_job(strategy="zero3")
+    attempt = job.start(2, overflow={"rank": 1, "forward": 7})
+    assert 1 in attempt.wait(LIMIT_S)
+    assert "GradientNotFinite: the gradient of step 3 is no finite number" in attempt.error(0)
+    assert not attempt.error(1)
+
+
+@needs_deepspeed
+@pytest.mark.integration
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_parts_change_what_a_rank_holds_and_nothing_that_is_learnt(home, zero3_job, whole, checkpointing):
     job = zero3_job(strategy="zero3", gradient_checkpointing=checkpointing)
