@@ -27,6 +27,8 @@ from tasks.contracts.job import LEFT_EXIT_CODE
 from tasks.pool.torchrun_files import HOST
 
 REQUESTS_TO_LEAVE = signal.SIGTERM, signal.SIGUSR1
+GRACE_S = 2.0
+"""After a request that finds no ranks: they may have ended just now, and how is about to be written."""
 
 _requested: set[int] = set()
 
@@ -46,9 +48,11 @@ def main(argv: list[str]) -> int:
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"
     for number in REQUESTS_TO_LEAVE:
         signal.signal(number, _pass_on)
+    signal.signal(signal.SIGALRM, _leave)
     try:
         torchrun(options)
     except ChildFailedError as error:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         write_json(failures_file, [_failure(rank, failure) for rank, failure in error.failures.items()])
         codes = {failure.exitcode for failure in error.failures.values()}
         on_request = {LEFT_EXIT_CODE, *(-number for number in _requested)}
@@ -63,11 +67,16 @@ def main(argv: list[str]) -> int:
 def _pass_on(number: int, frame: Any) -> None:
     ranks = psutil.Process().children()
     if not ranks:
-        # Still waiting for the other nodes: there is nothing to save.
-        raise SystemExit(LEFT_EXIT_CODE)
+        signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+        return
     _requested.add(number)
     for rank in ranks:
         rank.send_signal(number)
+
+
+def _leave(number: int, frame: Any) -> None:
+    # Still waiting for the other nodes, before its ranks or after: there is nothing to save.
+    raise SystemExit(LEFT_EXIT_CODE)
 
 
 def _failure(rank: int, failure: Any) -> dict[str, Any]:

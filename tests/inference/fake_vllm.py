@@ -1,6 +1,7 @@
 """What the tests take for vLLM where that is not installed: its command line, health check, names, key and second process.
 
-``python fake_vllm.py -m vllm.entrypoints.openai.api_server ...``; FAKE_VLLM in the environment says how it fails.
+``python fake_vllm.py -m vllm.entrypoints.openai.api_server ...``; FAKE_VLLM in the environment says how it fails, and
+FAKE_VLLM_ENGINE what its second process is known by.
 """
 
 import argparse
@@ -25,7 +26,7 @@ fails = os.environ.get("FAKE_VLLM", "")
 if fails == "at the start":
     sys.exit("no kernel image is available")
 # The real one's engine, which a killed server leaves behind.
-engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "engine-of-a-test"])
+engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", os.environ["FAKE_VLLM_ENGINE"]])
 names = [arguments.served_model_name]
 if arguments.enable_lora:
     names.append(arguments.lora_modules.split("=")[0])

@@ -27,13 +27,15 @@ def start(tmp_path, monkeypatch):
 
     def begin(adapter=None, fails="", device=None, **settings):
         monkeypatch.setenv("FAKE_VLLM", fails)
+        # Other tests have engines at the same time.
+        monkeypatch.setenv("FAKE_VLLM_ENGINE", str(tmp_path))
         return serving(
             VllmSettings(python=str(python), **settings), tmp_path / "base", adapter, precision="float32",
             max_tokens=300, device=device, log=tmp_path / "vllm-1.log",
         )  # fmt: skip
 
     yield begin
-    left = [p for p in psutil.process_iter(["cmdline"]) if "engine-of-a-test" in (p.info["cmdline"] or [])]
+    left = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-1:] == [str(tmp_path)]]
     for process in left:
         process.kill()
     assert not left

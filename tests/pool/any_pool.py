@@ -108,7 +108,7 @@ class AnyPool:
         with pytest.raises(JobFailed) as caught:
             supervise(pool, job(tmp_path, fail_rank=1), Watch())
         error = caught.value.error
-        assert error.rank == 1
+        assert error.rank == 1, error
         # Which node a rank is on is what the rendezvous made of it; the node that is named must be the rank's own.
         assert "rank 1 sees the sum" in (tmp_path / "jobs" / "toy" / "001" / f"node-{error.node}.log").read_text()
         assert "rank 1 has a bad value: 42" in error.summary
