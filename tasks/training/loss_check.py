@@ -72,7 +72,7 @@ class LossCheck:
         Raises:
             LossNotFinite, GradientNotFinite: as :meth:`finish`.
         """
-        assert self._norm is not None
+        assert self._norm is not None, "the trainer told no norm of this gradient"
         norm = torch.as_tensor(self._norm).to(self._losses[0])
         ended = _Step(step, torch.stack([*self._losses, norm]), self._rows, rows)
         self._losses, self._rows, self._norm = [], [], None
