@@ -65,18 +65,23 @@ def main(argv: list[str]) -> int:
 
 
 def _pass_on(number: int, frame: Any) -> None:
-    ranks = psutil.Process().children()
-    if not ranks:
+    if not _reaches_ranks(number):
         signal.setitimer(signal.ITIMER_REAL, GRACE_S)
-        return
-    _requested.add(number)
-    for rank in ranks:
-        rank.send_signal(number)
 
 
 def _leave(number: int, frame: Any) -> None:
-    # Still waiting for the other nodes, before its ranks or after: there is nothing to save.
-    raise SystemExit(LEFT_EXIT_CODE)
+    # They may have begun since. If not, the other nodes are waited for, before the ranks or after: there is nothing to save.
+    if not _reaches_ranks(signal.SIGTERM):
+        raise SystemExit(LEFT_EXIT_CODE)
+
+
+def _reaches_ranks(number: int) -> bool:
+    ranks = psutil.Process().children()
+    if ranks:
+        _requested.add(number)
+    for rank in ranks:
+        rank.send_signal(number)
+    return bool(ranks)
 
 
 def _failure(rank: int, failure: Any) -> dict[str, Any]:

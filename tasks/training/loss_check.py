@@ -87,8 +87,9 @@ class LossCheck:
         """Judge what has not been judged; before a checkpoint, so that none holds what came of it. All ranks must.
 
         Raises:
-            LossNotFinite: on rank 0, naming step, rank and rows; the other ranks leave.
-            GradientNotFinite: likewise, where all losses are numbers.
+            LossNotFinite: on rank 0, naming step, rank and rows; the other ranks leave. (By itself, with a gradient that is a
+                number all the same, on the rank whose loss it is.)
+            GradientNotFinite: on rank 0, where all losses are numbers.
         """
         waiting, self._waiting = self._waiting, None
         if waiting is None:

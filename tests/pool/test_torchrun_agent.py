@@ -13,12 +13,19 @@ from tasks.pool import torchrun_agent
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def ranks():
+    """Those that there are."""
+    return []
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, ranks):
     """Runs the agent with something in torchrun's place; its exit status."""
     monkeypatch.setenv("TMPDIR", str(tmp_path / "local" / "scratch"))
     monkeypatch.setenv("PET_SIGNALS_TO_HANDLE", "")
     # Of this process others may be left, which are no ranks.
-    monkeypatch.setattr(torchrun_agent.psutil, "Process", lambda: SimpleNamespace(children=list))
+    monkeypatch.setattr(torchrun_agent.psutil, "Process", lambda: SimpleNamespace(children=lambda: [*ranks]))
+    monkeypatch.setattr(torchrun_agent, "_requested", set())
     # A test's own limit.
     limit = signal.setitimer(signal.ITIMER_REAL, 0)
     numbers = (*torchrun_agent.REQUESTS_TO_LEAVE, signal.SIGALRM)
@@ -67,3 +74,19 @@ def test_a_request_to_leave_while_other_nodes_are_waited_for_is_obeyed(run, monk
     with pytest.raises(SystemExit) as left:
         run(wait)
     assert left.value.code == 75
+
+
+def test_ranks_that_begin_just_after_a_request_to_leave_are_told(run, ranks, monkeypatch):
+    monkeypatch.setattr(torchrun_agent, "GRACE_S", 0.2)
+    told = []
+    failure = SimpleNamespace(exitcode=75, message="", timestamp=7, error_file_data={}, local_rank=0, pid=1)
+    monkeypatch.setattr(ChildFailedError, "format_msg", lambda self: "failed")
+
+    def begin():
+        os.kill(os.getpid(), signal.SIGTERM)
+        ranks.append(SimpleNamespace(send_signal=told.append))
+        time.sleep(0.5)
+        raise ChildFailedError("toy", {0: failure})
+
+    assert run(begin) == 75
+    assert told == [signal.SIGTERM]
