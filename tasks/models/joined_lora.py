@@ -5,11 +5,13 @@ What ``x W' + s (x A') B'`` takes beside its products is passes over memory. Her
     | W  sB |
     | A   0 |
 
-whose upper rows make ``[x, x A'] [W, sB]'`` of an input and whose left columns make ``[g, g sB] [W; A]``, the gradient of that
-input, of a gradient: the adapter's part is summed where the matrix's is. Layers that are given the same input (query, key and
-value; gate and up) are one block together. What follows attention is joined in its gradient only: its input, which attention
-keeps, would have to be copied and be kept twice. The modules, their parameters and their names stay PEFT's; a frozen matrix
-becomes a view into its block.
+and layers that are given the same input (query, key and value; gate and up) are one block together. Its upper rows make
+``[x, x A'] [W, sB]'`` of an input: the adapter's part is summed inside the product, and ``x A'`` is a product of its own, which
+reads x once more. Its left columns make ``x [W; A]'``, both in one product, to whose larger part ``(x A') sB'`` is added: a pass
+over what comes out instead. So does what follows attention: for the first way its input, which attention keeps, would have to be
+copied and be kept twice. The gradient is ``[g, g sB] [W; A]`` or the larger part of ``g [W, sB]`` and ``(g sB) A``: the second
+where g is much wider than what comes out, as gate's and up's. The modules, their parameters and their names stay PEFT's; a frozen
+matrix becomes a view into its block.
 """
 
 from collections import Counter
@@ -71,7 +73,7 @@ def join(model: Any, run: Callable[[], object]) -> JoinedProducts | None:
     for group in _by_input(layers, run):
         # By its shape, by which others may be taken for it: that is only a little slower.
         follows_attention = len(group) == 1 and (group[0].in_features, group[0].out_features) == after_attention
-        blocks.append(_Block(group, value_width, is_joined_forward=not follows_attention))
+        blocks.append(_Block(group, value_width, is_input_kept=follows_attention))
     return JoinedProducts(blocks) if blocks else None
 
 
@@ -134,12 +136,11 @@ class _Block:
 
     Args:
         value_width: of attention's values together.
-        is_joined_forward: not of what attention keeps for its backward pass: it would have to be copied.
+        is_input_kept: by what it comes from, for its backward pass: it would have to be copied.
     """
 
-    def __init__(self, layers: Sequence[Linear], value_width: int, *, is_joined_forward: bool) -> None:
+    def __init__(self, layers: Sequence[Linear], value_width: int, *, is_input_kept: bool) -> None:
         self.layers, self.value_width = layers, value_width
-        self.is_joined_forward = is_joined_forward
         names = [_only(layer.lora_A) for layer in layers]
         self.width = layers[0].in_features
         self.outputs = [layer.out_features for layer in layers]
@@ -148,6 +149,9 @@ class _Block:
         self.b = [layer.lora_B[name].weight for layer, name in zip(layers, names, strict=True)]
         self.scales = [float(layer.scaling[name]) for layer, name in zip(layers, names, strict=True)]
         self.height, rank = sum(self.outputs), sum(self.ranks)
+        self.is_inside_forward = not is_input_kept
+        # To read one side once more, or to write and read the other. Going forward the first was no slower for any.
+        self.is_inside_backward = self.height <= 2 * self.width
         first = layers[0].base_layer.weight
         self.matrix = first.new_zeros(self.height + rank, self.width + rank)
         for layer, rows in zip(layers, _slices(self.outputs), strict=True):
@@ -191,7 +195,8 @@ class _Block:
     def _multiply(self, given: torch.Tensor) -> list[torch.Tensor]:
         flat = given.reshape(-1, self.width).to(self.matrix.dtype)
         sizes = self.outputs, self.ranks, self.scales
-        products = _Product.apply(flat, self.matrix, *sizes, self.is_joined_forward, *self.a, *self.b)
+        is_inside = self.is_inside_forward, self.is_inside_backward
+        products = _Product.apply(flat, self.matrix, *sizes, is_inside, *self.a, *self.b)
         # Of a value a copy: attention keeps it for its backward pass, and the whole product would be kept with it.
         parts = [product.contiguous() if product.shape[1] == self.value_width else product for product in products]
         outputs = [part.unflatten(0, given.shape[:-1]) for part in parts]
@@ -224,40 +229,50 @@ class _Product(torch.autograd.Function):
         outputs: list[int],
         ranks: list[int],
         scales: list[float],
-        is_joined: bool,
+        is_inside: tuple[bool, bool],
         *weights: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         width, height = given.shape[1], sum(outputs)
-        ctx.sizes = outputs, ranks, scales
-        if is_joined:
+        is_inside_forward, is_inside_backward = is_inside
+        ctx.sizes = outputs, ranks, scales, is_inside_backward
+        if is_inside_forward:
             wide = pad(given, (0, matrix.shape[1] - width))
             # Of the whole rows, whose end is zero: so the compiler sees that it can write into them.
             wide[:, width:] = wide @ matrix[height:].t()
             ctx.save_for_backward(matrix, wide)
             product = wide @ matrix[:height].t()
         else:
-            # Autocast makes products of bfloat16 out of float32.
-            narrow = (given @ matrix[height:, :width].t()).to(matrix.dtype)
+            both = given @ matrix[:, :width].t()
+            # A copy: the whole would be kept with it. Autocast makes products of bfloat16 out of float32.
+            narrow = both[:, height:].contiguous().to(matrix.dtype)
             ctx.save_for_backward(matrix, given, narrow)
-            product = given @ matrix[:height, :width].t() + narrow @ matrix[:height, width:].t()
+            product = both[:, :height] + narrow @ matrix[:height, width:].t()
         products: tuple[torch.Tensor, ...] = product.split(outputs, dim=1)
         return products
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         matrix, given, *narrow = ctx.saved_tensors
-        outputs, ranks, scales = ctx.sizes
+        outputs, ranks, scales, is_inside = ctx.sizes
         height, rank = sum(outputs), sum(ranks)
         width = matrix.shape[1] - rank
         given, of_adapters = given[:, :width], narrow[0] if narrow else given[:, width:]
-        # Of one gradient and its blank the one pass is quick.
-        num_blanks = 1 if len(gradients) == 1 else max(1, MANY_PARTS - len(gradients))
-        blanks = gradients[0].new_zeros(given.shape[0], rank).tensor_split(num_blanks, dim=1)
+        if is_inside or len(gradients) > 1:
+            # Of one gradient and its blank the one pass is quick.
+            num_blanks = 1 if len(gradients) == 1 else max(1, MANY_PARTS - len(gradients))
+            blanks = gradients[0].new_zeros(given.shape[0], rank).tensor_split(num_blanks, dim=1)
+            gradients = (torch.cat([*gradients, *blanks], dim=1),)
         # Autocast makes bfloat16 of float32 going forward, and is over by now.
-        tall = torch.cat([*gradients, *blanks], dim=1).to(matrix.dtype)
-        tall[:, height:] = tall @ matrix[:, width:]
-        of_given = tall @ matrix[:, :width]
-        of_a = (tall[:, height:].t() @ given).float().split(ranks)
+        tall = gradients[0].to(matrix.dtype)
+        if is_inside:
+            tall[:, height:] = tall @ matrix[:, width:]
+            of_narrow = tall[:, height:]
+            of_given = tall @ matrix[:, :width]
+        else:
+            both = tall[:, :height] @ matrix[:height]
+            of_narrow = both[:, width:]
+            of_given = both[:, :width] + of_narrow @ matrix[height:, :width]
+        of_a = (of_narrow.t() @ given).float().split(ranks)
         of_b = [
             scale * (tall[:, rows].t() @ of_adapters[:, columns]).float()
             for rows, columns, scale in zip(_slices(outputs), _slices(ranks), scales, strict=True)

@@ -184,4 +184,13 @@ def _one_by_one(
 
 def _as_batch(part: torch.Tensor, num: int, length: int) -> torch.Tensor:
     """(1, heads, num * length, size) to (num, heads, length, size)."""
-    return part[0].unflatten(1, (num, length)).transpose(0, 1)
+    return _computed(part[0].unflatten(1, (num, length)).transpose(0, 1))
+
+
+def _computed(part: torch.Tensor) -> torch.Tensor:
+    """The same, where layers are compiled as a result and not as a view of one.
+
+    What is kept for the backward pass lies as it would without a compiler, and a view of something is written twice for that: its
+    whole as the compiler has it, then a copy.
+    """
+    return part + 0 if torch.compiler.is_compiling() else part

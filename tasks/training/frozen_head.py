@@ -54,11 +54,11 @@ def frozen_head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.
 
 def _of_chunk(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The summed loss, and its gradient to the logits in their precision."""
-    exact = logits.float()
-    log_sum = torch.logsumexp(exact, dim=-1)
-    loss = (log_sum - exact.gather(1, targets[:, None])[:, 0]).sum()
-    is_target = torch.arange(exact.shape[1], device=exact.device)[None] == targets[:, None]
-    return loss, (torch.exp(exact - log_sum[:, None]) - is_target.float()).to(logits.dtype)
+    # Compiled quicker than a sum of exponents and what follows from it.
+    log_shares = torch.log_softmax(logits.float(), dim=-1)
+    loss = -log_shares.gather(1, targets[:, None]).sum()
+    is_target = torch.arange(logits.shape[1], device=logits.device)[None] == targets[:, None]
+    return loss, (torch.exp(log_shares) - is_target.float()).to(logits.dtype)
 
 
 def looks_plain(model: Any) -> bool:

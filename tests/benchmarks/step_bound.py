@@ -88,27 +88,26 @@ def _of_base() -> list[Product]:
 
 
 def _with_adapters(rank: int) -> list[Product]:
-    """Of one layer: forward ``[x, xA'] [W, B]'`` for each matrix, back ``[g, gB] [W; A]`` for all of an input, and the thin ones.
+    """Of one layer, so as an adapter costs least, and nothing is multiplied by zero.
 
-    So an adapter costs least: what it adds is summed in the large products. ``xA'`` is of all adapters of an input at once.
+    Forward ``[x, xA'] [W, sB]'`` for each matrix, back ``[g, gsB] [W; A]`` for all of an input, and the thin ones; ``xA'`` is of all
+    adapters of an input at once. Where g is much wider than x, ``g [W, sB]`` for each matrix instead, and ``(gsB) A``.
     """
     products = []
     for width, outputs in BLOCKS:
         height, ranks = sum(outputs), rank * len(outputs)
         given, narrow = _random(STEP_TOKENS, width), _random(STEP_TOKENS, rank)
         upper, lower = _random(height, width) * 0.02, _random(ranks, width) * 0.02
-        products.append((given, lower.t()))
+        is_inside = height <= 2 * width
+        products += [(given, lower.t()), (_random(STEP_TOKENS, ranks).t(), given)]
         for one in outputs:
-            gradient, b = _random(STEP_TOKENS, one), _random(one, rank) * 0.02
-            products += [
-                (_random(STEP_TOKENS, width + rank), (_random(one, width + rank) * 0.02).t()),
-                (gradient, b),
-                (gradient.t(), narrow),
-            ]
-        products += [
-            (_random(STEP_TOKENS, height + ranks), torch.cat([upper, lower])),
-            (_random(STEP_TOKENS, ranks).t(), given),
-        ]
+            gradient, side = _random(STEP_TOKENS, one), _random(one, width + rank) * 0.02
+            products += [(_random(STEP_TOKENS, width + rank), side.t()), (gradient.t(), narrow)]
+            products.append((gradient, side[:, width:] if is_inside else side))
+        if is_inside:
+            products.append((_random(STEP_TOKENS, height + ranks), torch.cat([upper, lower])))
+        else:
+            products.append((_random(STEP_TOKENS, ranks), lower))
     return products
 
 

@@ -59,8 +59,9 @@ def assert_same(one: Any, other: Any) -> None:
 
 @pytest.mark.parametrize("kind", [LlamaConfig, Qwen2Config])
 @pytest.mark.parametrize("recomputed", [False, True])
-def test_outputs_and_gradients_are_pefts_from_step_to_step(kind, recomputed):
-    theirs = adapted(kind)
+@pytest.mark.parametrize("inner", [48, 96])
+def test_outputs_and_gradients_are_pefts_from_step_to_step(kind, recomputed, inner):
+    theirs = adapted(kind, base={"intermediate_size": inner})
     ours = copy.deepcopy(theirs)
     products = joined(ours)
     # Query, key and value; what follows attention; gate and up; down.
@@ -225,7 +226,20 @@ def test_what_follows_attention_takes_its_input_as_it_is_whatever_its_shape():
     products = joined(model)
     assert (products.num_layers, products.num_products) == (3 * 7, 3 * 4)
     blocks = {name.rsplit(".")[-1]: m.block for name, m in model.named_modules() if isinstance(m, JoinedLinear)}
-    assert [name for name, block in blocks.items() if not block.is_joined_forward] == ["o_proj"]
+    assert [name for name, block in blocks.items() if not block.is_inside_forward] == ["o_proj"]
+
+
+@pytest.mark.parametrize(
+    ("inner", "targets", "found"),
+    [(96, "all-linear", {"gate_proj", "up_proj"}), (160, ["up_proj", "down_proj"], {"up_proj"}), (64, "all-linear", set())],
+)
+def test_where_gradients_are_much_wider_than_inputs_they_are_read_once_less(inner, targets, found):
+    theirs = adapted(base={"intermediate_size": inner}, target_modules=targets)
+    ours = copy.deepcopy(theirs)
+    joined(ours).refresh()
+    blocks = {name.rsplit(".")[-1]: m.block for name, m in ours.named_modules() if isinstance(m, JoinedLinear)}
+    assert {name for name, block in blocks.items() if not block.is_inside_backward} == found
+    assert_same(ours, theirs)
 
 
 def test_a_configuration_that_does_not_speak_of_attention_is_no_hindrance(monkeypatch):
