@@ -159,7 +159,7 @@ def packed_attention(
     # Torch 2.11's takes as many key heads as query heads.
     groups = query.shape[1] // key.shape[1]
     tokens = [
-        part[0].transpose(0, 1)
+        _computed(part[0].transpose(0, 1))
         for part in (query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1))
     ]
     output = varlen_attn(

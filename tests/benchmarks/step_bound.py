@@ -90,8 +90,8 @@ def _of_base() -> list[Product]:
 def _with_adapters(rank: int) -> list[Product]:
     """Of one layer, so as an adapter costs least, and nothing is multiplied by zero.
 
-    Forward ``[x, xA'] [W, sB]'`` for each matrix, back ``[g, gsB] [W; A]`` for all of an input, and the thin ones; ``xA'`` is of all
-    adapters of an input at once. Where g is much wider than x, ``g [W, sB]`` for each matrix instead, and ``(gsB) A``.
+    Forward ``[x, xA'] [W, sB]'`` for each matrix, back ``[g, gsB] [W; A]`` for all of an input, and the thin ones; ``xA'`` is of
+    all adapters of an input at once. Where g is much wider than x, ``g [W, sB]`` for each matrix instead, and ``(gsB) A``.
     """
     products = []
     for width, outputs in BLOCKS:

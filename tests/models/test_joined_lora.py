@@ -231,7 +231,11 @@ def test_what_follows_attention_takes_its_input_as_it_is_whatever_its_shape():
 
 @pytest.mark.parametrize(
     ("inner", "targets", "found"),
-    [(96, "all-linear", {"gate_proj", "up_proj"}), (160, ["up_proj", "down_proj"], {"up_proj"}), (64, "all-linear", set())],
+    [
+        (96, "all-linear", {"gate_proj", "up_proj"}),
+        (160, ["up_proj", "down_proj"], {"up_proj"}),
+        (64, "all-linear", set()),
+    ],
 )
 def test_where_gradients_are_much_wider_than_inputs_they_are_read_once_less(inner, targets, found):
     theirs = adapted(base={"intermediate_size": inner}, target_modules=targets)
