@@ -5,8 +5,9 @@ nothing queued for a while; here the tokens are counted on the CPU, where their 
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,8 +34,8 @@ ATTENTION_KERNELS = [
 """The fastest first, as measured on Hopper."""
 
 KINDS_OF_LAYERS = 64
-"""A kind of layer is compiled by itself (with an adapter or none, recomputed or not, with a window or none), and so is what it is
-given (a gradient to hand on or none; lengths met once, any, all equal). Past torch's own limit, 8, a layer runs uncompiled."""
+"""A kind of layer is compiled by itself (with such adapters or others, with a window or none), and so is what it is given (a
+gradient to hand on or none; lengths met once, any, all equal). Past torch's own limit, 8, a layer runs uncompiled."""
 
 
 class PackedTrainer(SFTTrainer):
@@ -111,9 +112,8 @@ class PackedTrainer(SFTTrainer):
 def compile_layers(model: Any, backend: str = "inductor") -> None:
     """Let each decoder layer of a causal language model, and the norms beside them, be compiled when it is first used.
 
-    Its computation only, not what hangs on its call: FSDP2 gathers a layer's matrices there and drops them after. A layer
-    with modules of dropout that is recomputed stays as it is: compiled and recomputed, layers drew other masks than they had
-    (huggingface/peft#3020). With torch 2.13 on a processor they do no longer; on a GPU nobody has looked.
+    Its computation only, not what hangs on its call: FSDP2 gathers a layer's matrices there and drops them after; and not its
+    recomputing, which then gives dropout the random numbers that it had.
     """
     torch._dynamo.config.recompile_limit = KINDS_OF_LAYERS
     decoder = model.get_decoder()
@@ -131,12 +131,25 @@ def compile_layers(model: Any, backend: str = "inductor") -> None:
             type(decoder).__name__,
         )
     for part in (*(layers or ()), *norms):
-        if not (getattr(part, "gradient_checkpointing", False) and _has_dropout(part)):
-            part.forward = torch.compile(part.forward, backend=backend)
+        is_recomputed = getattr(part, "gradient_checkpointing", False)
+        if is_recomputed:
+            # Transformers recomputes within `forward`. Compiled with it, a layer that keeps anything from one product for the
+            # next, as joined ones do, is given up by the compiler, and dropout draws other masks (huggingface/peft#3020).
+            part.gradient_checkpointing = False
+        part.forward = torch.compile(part.forward, backend=backend)
+        if is_recomputed:
+            part.forward = _recomputed(part, part.forward)
 
 
-def _has_dropout(part: torch.nn.Module) -> bool:
-    return any(isinstance(inner, torch.nn.Dropout) and inner.p for inner in part.modules())
+def _recomputed(layer: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """As transformers would have it, but around what is given."""
+
+    def recomputed(*args: Any, **kwargs: Any) -> Any:
+        if not layer.training:
+            return forward(*args, **kwargs)
+        return layer._gradient_checkpointing_func(partial(forward, **kwargs), *args)
+
+    return recomputed
 
 
 class _CompileLayers(TrainerCallback):

@@ -3,23 +3,25 @@
 import peft
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
+from tasks.models.joined_lora import join
 from tasks.models.packed_attention import PACKED, end_to_end, register
 from tasks.training.packed_trainer import compile_layers
 from tests.training.toy import POSITIONS, SIZES
 
 
 def train_a_little() -> None:
-    """Upper layers have adapters, every other layer is recomputed; lengths are equal, so that a layer is compiled whole."""
+    """Each layer has other adapters, every other is recomputed; lengths are equal, so that a layer is compiled whole."""
     torch.manual_seed(0)
     register()
     config = LlamaConfig(**SIZES | {"num_hidden_layers": 4}, max_position_embeddings=POSITIONS)
     base = AutoModelForCausalLM.from_config(config)
     base.set_attn_implementation(PACKED)
     base.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=2)
-    upper = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], layers_to_transform=[2, 3])
-    model = peft.get_peft_model(base, upper).train()
+    targets = r".*layers\.(1\..*q_proj|2\..*(q_proj|down_proj)|3\..*(q_proj|down_proj|up_proj))"
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=targets)).train()
     compile_layers(base, backend="eager")
     for lengths in ((5, 5), (7, 7), (6, 6, 6)):
         ids = torch.arange(sum(lengths))[None]
@@ -63,15 +65,44 @@ def test_layers_are_compiled_and_the_last_norm_and_nothing_else(config, compiled
     assert ("GPT2Model has no `layers`: they are not compiled" in caplog.text) == ("ln_f" in compiled)
 
 
-@pytest.mark.filterwarnings("default:`is_gradient_checkpointing`:FutureWarning")
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_layers_that_are_recomputed_and_draw_dropout_are_not_compiled(dropout):
+def gradients(dropout: float, *, is_recomputed: bool) -> tuple[torch.Tensor, int]:
+    """Of the adapters, after two passes; and how many pieces were compiled. Without dropout adapters are joined."""
+    torch._dynamo.reset()
+    counters.clear()
+    torch.manual_seed(0)
+    register()
     base = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES, max_position_embeddings=POSITIONS))
-    peft.get_peft_model(base, peft.LoraConfig(r=2, lora_dropout=dropout, target_modules=["q_proj"]))
-    base.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=2)
-    compile_layers(base, backend="eager")
-    compiled = [name for name, part in base.get_decoder().named_modules() if "forward" in vars(part)]
-    assert compiled == [*([] if dropout else ["layers.0"]), "layers.1", "norm"]
+    base.set_attn_implementation(PACKED)
+    model = peft.get_peft_model(base, peft.LoraConfig(r=8, lora_dropout=dropout, target_modules="all-linear")).train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    batch = end_to_end(torch.arange(12)[None], (6, 6))
+    joined = join(model, lambda: model(**batch, use_cache=False))
+    assert (joined is None) == bool(dropout)
+    if joined:
+        joined.refresh()
+    if is_recomputed:
+        base.activation_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    compile_layers(base, backend="aot_eager")
+    torch.manual_seed(1)
+    for _ in range(2):
+        model(**batch, use_cache=False).logits.square().mean().backward()
+    assert not counters["graph_break"]
+    found = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+    return found, counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_layers_that_are_recomputed_are_compiled_and_draw_the_masks_that_they_had(dropout):
+    kept, num_pieces = gradients(dropout, is_recomputed=False)
+    again, num_pieces_again = gradients(dropout, is_recomputed=True)
+    # Kept, the first layer has no gradient to hand on, and is another kind; recomputed it has.
+    assert (num_pieces, num_pieces_again) == (3, 2)
+    assert kept.norm() > 0
+    assert (kept - again).norm() < 1e-6 * kept.norm()
 
 
 class _NormedEmbedding(torch.nn.Embedding):
