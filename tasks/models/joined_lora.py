@@ -195,7 +195,8 @@ class _Block:
     def _multiply(self, given: torch.Tensor) -> list[torch.Tensor]:
         flat = given.reshape(-1, self.width).to(self.matrix.dtype)
         sizes = self.outputs, self.ranks, self.scales
-        is_inside = self.is_inside_forward, self.is_inside_backward
+        # Of an input that is given no gradient the second way would compute one, with what is needed of it.
+        is_inside = self.is_inside_forward, self.is_inside_backward or not flat.requires_grad
         products = _Product.apply(flat, self.matrix, *sizes, is_inside, *self.a, *self.b)
         # Of a value a copy: attention keeps it for its backward pass, and the whole product would be kept with it.
         parts = [product.contiguous() if product.shape[1] == self.value_width else product for product in products]
@@ -258,7 +259,7 @@ class _Product(torch.autograd.Function):
         width = matrix.shape[1] - rank
         given, of_adapters = given[:, :width], narrow[0] if narrow else given[:, width:]
         if is_inside or len(gradients) > 1:
-            # Of one gradient and its blank the one pass is quick.
+            # Of one gradient and its blank the one pass is quick; of more the blanks make many parts.
             num_blanks = 1 if len(gradients) == 1 else max(1, MANY_PARTS - len(gradients))
             blanks = gradients[0].new_zeros(given.shape[0], rank).tensor_split(num_blanks, dim=1)
             gradients = (torch.cat([*gradients, *blanks], dim=1),)

@@ -113,7 +113,7 @@ def compile_layers(model: Any, backend: str = "inductor") -> None:
     """Let each decoder layer of a causal language model, and the norms beside them, be compiled when it is first used.
 
     Its computation only, not what hangs on its call: FSDP2 gathers a layer's matrices there and drops them after; and not its
-    recomputing, which then gives dropout the random numbers that it had.
+    recomputing, which gives dropout the random numbers that it had. Once, when nobody will change what is recomputed.
     """
     torch._dynamo.config.recompile_limit = KINDS_OF_LAYERS
     decoder = model.get_decoder()
@@ -134,7 +134,7 @@ def compile_layers(model: Any, backend: str = "inductor") -> None:
         is_recomputed = getattr(part, "gradient_checkpointing", False)
         if is_recomputed:
             # Transformers recomputes within `forward`. Compiled with it, a layer that keeps anything from one product for the
-            # next, as joined ones do, is given up by the compiler, and dropout draws other masks (huggingface/peft#3020).
+            # next, as joined ones do, is given up by the compiler; and with torch 2.11 dropout drew other masks by `aot_eager`.
             part.gradient_checkpointing = False
         part.forward = torch.compile(part.forward, backend=backend)
         if is_recomputed:
@@ -142,12 +142,17 @@ def compile_layers(model: Any, backend: str = "inductor") -> None:
 
 
 def _recomputed(layer: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
-    """As transformers would have it, but around what is given."""
+    """Recomputed while it is trained, by transformers' own function, but around what is given."""
+
+    def computed(*args: Any, **kwargs: Any) -> Any:
+        # The backward pass of a GPU has a thread of its own, and so has this limit.
+        torch._dynamo.config.recompile_limit = KINDS_OF_LAYERS
+        return forward(*args, **kwargs)
 
     def recomputed(*args: Any, **kwargs: Any) -> Any:
         if not layer.training:
             return forward(*args, **kwargs)
-        return layer._gradient_checkpointing_func(partial(forward, **kwargs), *args)
+        return layer._gradient_checkpointing_func(partial(computed, **kwargs), *args)
 
     return recomputed
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from tasks.models.joined_lora import JoinedLinear, join
@@ -244,6 +245,26 @@ def test_where_gradients_are_much_wider_than_inputs_they_are_read_once_less(inne
     blocks = {name.rsplit(".")[-1]: m.block for name, m in ours.named_modules() if isinstance(m, JoinedLinear)}
     assert {name for name, block in blocks.items() if not block.is_inside_backward} == found
     assert_same(ours, theirs)
+
+
+@pytest.mark.filterwarnings("default")
+def test_an_input_that_needs_no_gradient_is_given_none():
+    """Gate and up of a first layer alone: compiled, the product with their matrices is left out."""
+    flops = []
+    for needs_gradient in (True, False):
+        torch._dynamo.reset()
+        model = adapted(base={"num_hidden_layers": 1}, target_modules=["gate_proj", "up_proj"])
+        joined(model).refresh()
+        mlp = model.get_base_model().get_decoder().layers[0].mlp
+        together = torch.compile(
+            lambda x, mlp=mlp: mlp.gate_proj(x) + mlp.up_proj(x), backend="aot_eager_decomp_partition"
+        )
+        output = together(torch.randn(32, SIZES["hidden_size"], requires_grad=needs_gradient))
+        with FlopCounterMode(display=False) as counted:
+            output.square().mean().backward()
+        flops.append(counted.get_total_flops())
+    torch._dynamo.reset()
+    assert 0 < flops[1] < 0.5 * flops[0]
 
 
 def test_a_configuration_that_does_not_speak_of_attention_is_no_hindrance(monkeypatch):
