@@ -38,18 +38,19 @@ def main(argv: list[str]) -> int:
     # A Job that Kueue suspended and resumed runs this again: what its former life left must not be taken for this one's.
     for name in (EXIT, FAILURES, HOST, *([BEGUN] if node == 0 else [])):
         (attempt / name.format(node=node)).unlink(missing_ok=True)
-    for number in PASSED_ON:
-        signal.signal(number, _leave)
-    Path(os.environ.get("TMPDIR", "/tmp")).mkdir(parents=True, exist_ok=True)  # noqa: S108
-    with (attempt / f"node-{node}.log").open("ab", buffering=0) as log:
-        try:
-            _wait_for_pod_0(host, int(port), node, log)
-            code = _run(command, node, log)
-        except Leave:
-            code = LEFT_EXIT_CODE
-        except OSError as error:
-            _tell(log, f"cannot start: {error}")
-            code = 1
+    try:
+        for number in PASSED_ON:
+            signal.signal(number, _leave)
+        Path(os.environ.get("TMPDIR", "/tmp")).mkdir(parents=True, exist_ok=True)  # noqa: S108
+        with (attempt / f"node-{node}.log").open("ab", buffering=0) as log:
+            try:
+                _wait_for_pod_0(host, int(port), node, log)
+                code = _run(command, node, log)
+            except OSError as error:
+                _tell(log, f"cannot start: {error}")
+                code = 1
+    except Leave:
+        code = LEFT_EXIT_CODE
     write_json(attempt / EXIT.format(node=node), {"exit_code": code, "host": os.environ.get("NODE_NAME", "")})
     return code
 
@@ -61,6 +62,9 @@ def exit_codes(attempt: Path, num_nodes: int) -> list[int | None]:
 
 
 def _leave(number: int, frame: Any) -> None:
+    # Once: how it ended is about to be written.
+    for each in PASSED_ON:
+        signal.signal(each, signal.SIG_IGN)
     raise Leave
 
 

@@ -15,7 +15,8 @@ import pytest
 from tasks.contracts.files import write_json, write_text
 from tasks.contracts.job import JobSpec
 from tasks.hardware.host import free_port
-from tasks.pool.kubernetes_pod import exit_codes
+from tasks.pool import kubernetes_pod
+from tasks.pool.kubernetes_pod import PASSED_ON, exit_codes
 from tasks.pool.launch import Rendezvous, agent_command
 from tasks.pool.torchrun_files import FAILURES
 from tests.conftest import REPOSITORY
@@ -99,6 +100,22 @@ def test_a_request_to_leave_before_the_nodes_have_met_is_no_failure(attempt):
         time.sleep(0.05)
     pod.send_signal(signal.SIGTERM)
     pod.communicate(timeout=20)
+    assert exit_codes(attempt, 2) == [None, 75]
+
+
+def test_a_request_to_leave_is_one_from_the_first_moment_on_and_a_second_is_no_other(attempt, monkeypatch):
+    before = {number: signal.getsignal(number) for number in PASSED_ON}
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
+    # Before the log is open, and while how it ended is being written.
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(
+        kubernetes_pod, "write_json", lambda *told: (signal.raise_signal(signal.SIGTERM), write_json(*told))
+    )
+    try:
+        assert kubernetes_pod.main(["", str(attempt), f"127.0.0.1:{free_port()}", "true"]) == 75
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert exit_codes(attempt, 2) == [None, 75]
 
 
