@@ -47,7 +47,7 @@ OVER_NETWORK = {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1"}
 """Makes GPUs of one machine talk as those of several do."""
 CASES = {"documents of 4,096": 4, "conversations, mean 600": 24}
 """Rows of an optimiser step per GPU; about 16,000 tokens."""
-TOLD = ("conversations at a time", "fp8_base", "profile  ")
+TOLD = ("step ", "conversations at a time", "fp8_base", "profile  ")
 """Lines of the program that are of interest here."""
 HELD, SLOWEST = "train/checkpoint_held_seconds", "train/slowest_rank_work_ratio"
 
@@ -81,6 +81,7 @@ def ours(
     dropout: float,
     strategy: str,
     attention: str,
+    recompute: bool | str,
     is_profiled: bool,
 ) -> dict[str, Any]:
     """The training program as the pool runs it, with checkpoints on the way.
@@ -91,7 +92,7 @@ def ours(
     settings = TrainingSettings(
         global_batch_size=batch * gpus,
         per_device_batch_size="auto",
-        gradient_checkpointing="auto",
+        gradient_checkpointing=recompute,
         max_steps_per_epoch=steps,
         precision="bfloat16",
         fp8_base=who == "fp8",
@@ -130,12 +131,8 @@ def ours(
                     stderr=subprocess.STDOUT,
                 )
             )
-    codes = [agent.wait() for agent in agents]
-    if any(codes):
+    if any(follow(agents, logs[0])):
         raise SystemExit("\n".join(log.read_text()[-6000:] for log in logs))
-    output = logs[0].read_text()
-    told = [line for line in output.splitlines() if any(word in line for word in TOLD)]
-    print(*told, sep="\n", flush=True)
     told_points = read_points(root / "job")
     print(f"loss {told_points[0][1]['train/loss']:.4f} to {told_points[-1][1]['train/loss']:.4f} nats", flush=True)
     points = [metrics for step, metrics in told_points if step > WARMUP_STEPS]
@@ -154,6 +151,21 @@ def ours(
         "peak_gbytes": result["peak_memory_gbytes"],
         "losses": [p["train/loss"] for _, p in told_points],
     }
+
+
+def follow(agents: Sequence["subprocess.Popen[bytes]"], log: Path) -> list[int]:
+    """Show what is told of interest as it comes, until all have ended: their exit codes."""
+    shown, start = 0, time.monotonic()
+    while True:
+        have_ended = all(agent.poll() is not None for agent in agents)
+        whole_lines = log.read_text(errors="replace").split("\n")[:-1]
+        for line in whole_lines[shown:]:
+            if any(word in line for word in TOLD):
+                print(f"{time.monotonic() - start:5.0f} s  {line}", flush=True)
+        shown = len(whole_lines)
+        if have_ended:
+            return [agent.wait() for agent in agents]
+        time.sleep(1)
 
 
 def trl(model: Path, dataset: Path, steps: int, batch_size: int) -> dict[str, float]:
@@ -224,6 +236,7 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.0, help="of LoRA, ours only")
     parser.add_argument("--strategy", choices=["ddp", "fsdp", "zero3"], default="ddp", help="ours only")
     parser.add_argument("--attention", choices=["varlen", "flex"], default="varlen", help="ours only")
+    parser.add_argument("--recompute", action="store_true", help="all activations, ours only")
     parser.add_argument("--no-bound", action="store_true", help="leave out what bounds a step")
     parser.add_argument(
         "--profile", action="store_true", help="say where a step's time goes on the GPU; it makes steps slower"
@@ -241,7 +254,7 @@ def main() -> None:
         print(json.dumps(trl(Path(model), Path(dataset), arguments.steps, int(batch))))
         return
     options = {name: getattr(arguments, name) for name in ("dropout", "strategy", "attention")}
-    options["is_profiled"] = arguments.profile
+    options |= {"recompute": arguments.recompute or "auto", "is_profiled": arguments.profile}
     bound = None if arguments.no_bound else measure(LORA["rank"])
     torch.cuda.empty_cache()
     root = Path(tempfile.mkdtemp(prefix="training-gpu-"))
