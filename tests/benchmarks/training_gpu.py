@@ -142,9 +142,9 @@ def ours(
     step_s = statistics.median(p["train/step_seconds"] for p in quiet)
     if slowest := [p[SLOWEST] for p in points if SLOWEST in p]:
         print(f"work of the slowest rank: {statistics.median(slowest):.3f} times the median's", flush=True)
-    held = [p[HELD] for p in points if HELD in p]
-    shares = ", ".join(f"{one:.2f} s, {one / (50 * step_s):.2%} of 50 steps" for one in held)
-    print(f"checkpoints held training up for {shares}", flush=True)
+    if held := [p[HELD] for p in points if HELD in p]:
+        shares = ", ".join(f"{one:.2f} s, {one / (50 * step_s):.2%} of 50 steps" for one in held)
+        print(f"checkpoints held training up for {shares}", flush=True)
     result = json.loads((attempt / "result.json").read_text())
     return {
         "tokens_per_s_per_gpu": statistics.median(p["train/tokens_per_s_per_gpu"] for p in quiet),
