@@ -14,6 +14,5 @@ if __name__ == "__main__":
 
         sys.exit(main(sys.argv[2:]))
     from tasks.contracts.attempt import run_rank
-    from tasks.inference.run import run
 
-    run_rank(run, sys.argv)
+    run_rank("tasks.inference.run:run", sys.argv)

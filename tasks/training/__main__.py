@@ -7,7 +7,6 @@ The spec's arguments: ``model``, ``training`` (settings), ``storage`` (shared fo
 import sys
 
 from tasks.contracts.attempt import run_rank
-from tasks.training.train import train
 
 if __name__ == "__main__":
-    run_rank(train, sys.argv)
+    run_rank("tasks.training.train:train", sys.argv)
