@@ -64,11 +64,13 @@ def glaive_rows() -> list[dict]:
 
 @pytest.fixture(scope="session")
 def model_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A storage root in which the embedded model has been converted once for all tests."""
+    """A storage root with the embedded model, which has been converted once for all processes of tests."""
     from tasks.models.materialise import materialise
 
-    storage = tmp_path_factory.mktemp("models")
-    materialise(ModelSettings(name="embedded"), storage)
+    storage, own = tmp_path_factory.mktemp("models"), tmp_path_factory.getbasetemp()
+    converted = materialise(ModelSettings(name="embedded"), own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
+    (storage / "models").mkdir()
+    (storage / "models" / converted.name).symlink_to(converted)
     return storage
 
 

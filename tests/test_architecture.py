@@ -83,15 +83,11 @@ def test_flows_and_tasks_import_without_torch():
     assert not loaded_by("import flows.finetune, flows.cluster_check") & {"torch", "transformers", "trl", "datasets"}
 
 
-def test_ranks_import_neither_prefect_nor_mlflow():
+def test_ranks_import_neither_prefect_nor_mlflow_nor_what_draws():
+    """Each rank of each job pays for what it imports: pictures are a second of ten."""
     statement = "import tasks.training.train, tasks.inference.run, tasks.dataset.__main__, tasks.cluster.__main__"
     statement += ", tasks.cluster.collectives, tasks.cluster.devices, tasks.cluster.endurance, tasks.cluster.inventory"
-    assert not loaded_by(statement) & {"prefect", "mlflow"}
-
-
-def test_ranks_import_nothing_that_draws():
-    """Each rank of each job pays for what it imports: pictures are a second of ten."""
-    assert "matplotlib" not in loaded_by("import tasks.training.train, tasks.inference.run")
+    assert not loaded_by(statement) & {"prefect", "mlflow", "matplotlib"}
 
 
 def test_no_file_is_a_drawer():
