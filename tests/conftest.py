@@ -63,12 +63,13 @@ def glaive_rows() -> list[dict]:
 
 
 @pytest.fixture(scope="session")
-def model_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_storage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage root with the embedded model, which has been converted once for all processes of tests."""
     from tasks.models.materialise import materialise
 
     storage, own = tmp_path_factory.mktemp("models"), tmp_path_factory.getbasetemp()
-    converted = materialise(ModelSettings(name="embedded"), own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
+    is_one_of_several = hasattr(request.config, "workerinput")
+    converted = materialise(ModelSettings(name="embedded"), own.parent if is_one_of_several else own)
     (storage / "models").mkdir()
     (storage / "models" / converted.name).symlink_to(converted)
     return storage

@@ -83,6 +83,10 @@ def test_flows_and_tasks_import_without_torch():
     assert not loaded_by("import flows.finetune, flows.cluster_check") & {"torch", "transformers", "trl", "datasets"}
 
 
+def test_programs_are_imported_within_their_ranks_record():
+    assert not loaded_by("import tasks.training.__main__, tasks.inference.__main__") & {"torch", "transformers"}
+
+
 def test_ranks_import_neither_prefect_nor_mlflow_nor_what_draws():
     """Each rank of each job pays for what it imports: pictures are a second of ten."""
     statement = "import tasks.training.train, tasks.inference.run, tasks.dataset.__main__, tasks.cluster.__main__"

@@ -118,17 +118,17 @@ def run_rank(main: Program | str, argv: list[str]) -> None:
     """
     if len(argv) != 2:
         raise SystemExit(f"usage: python -m {argv[0]} spec.json (written by the pool), got {argv[1:]}")
+    # What is imported stays. Python would look for garbage among it, for a fifth of the seconds that importing takes, and for
+    # 0.3 s now and then while other ranks wait.
+    gc.disable()
     import psutil
     from torch.distributed.elastic.multiprocessing.errors import record
 
     attempt = Attempt(Path(argv[1]).resolve().parent)
-    # The imports before this line are the program's own work as well.
+    # What is imported is the program's own work as well.
     started = psutil.Process().create_time()
 
     def recorded() -> None:
-        # What is imported stays. Python would look for garbage among it, for a fifth of the seconds that importing takes, and
-        # for 0.3 s now and then while other ranks wait.
-        gc.disable()
         program = pkgutil.resolve_name(main) if isinstance(main, str) else main
         gc.freeze()
         gc.enable()

@@ -154,18 +154,27 @@ def ours(
 
 
 def follow(agents: Sequence["subprocess.Popen[bytes]"], log: Path) -> list[int]:
-    """Show what is told of interest as it comes, until all have ended: their exit codes."""
+    """Show what is told of interest as it comes, until all have ended: their exit codes. One that fails ends the others."""
     shown, start = 0, time.monotonic()
-    while True:
-        have_ended = all(agent.poll() is not None for agent in agents)
-        whole_lines = log.read_text(errors="replace").split("\n")[:-1]
-        for line in whole_lines[shown:]:
-            if any(word in line for word in TOLD):
-                print(f"{time.monotonic() - start:5.0f} s  {line}", flush=True)
-        shown = len(whole_lines)
-        if have_ended:
-            return [agent.wait() for agent in agents]
-        time.sleep(1)
+    try:
+        while True:
+            codes = [agent.poll() for agent in agents]
+            is_over = any(codes) or None not in codes
+            lines = log.read_text(errors="replace").split("\n")
+            # The last may be half of one.
+            whole = lines if is_over else lines[:-1]
+            for line in whole[shown:]:
+                if any(word in line for word in TOLD):
+                    print(f"{time.monotonic() - start:5.0f} s  {line}", flush=True)
+            shown = len(whole)
+            if is_over:
+                break
+            time.sleep(1)
+    finally:
+        for agent in agents:
+            if agent.poll() is None:
+                agent.terminate()
+    return [agent.wait() for agent in agents]
 
 
 def trl(model: Path, dataset: Path, steps: int, batch_size: int) -> dict[str, float]:

@@ -13,14 +13,16 @@ from flows.local_stack import REPOSITORY
 @pytest.fixture
 def run(tmp_path):
     """Runs a module's ``main`` as a rank; returns its exit status, its result and the message that it left."""
-    (tmp_path / "spec.json").write_text("{}")
-    (tmp_path.parent / "NEWEST").write_text(tmp_path.name)
+    attempt = tmp_path / "job" / "001"
+    attempt.mkdir(parents=True)
+    (attempt / "spec.json").write_text("{}")
+    (attempt.parent / "NEWEST").write_text("001")
 
     def begin(name: str) -> tuple[int, dict | None, str]:
-        error, result = tmp_path / "error.json", tmp_path / "result.json"
+        error, result = tmp_path / "error.json", attempt / "result.json"
         code = f"import sys; from tasks.contracts.attempt import run_rank; run_rank({name!r}, ['rank', sys.argv[1]])"
         done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / "spec.json")],
+            [sys.executable, "-c", code, str(attempt / "spec.json")],
             cwd=REPOSITORY,
             env=os.environ | {"TORCHELASTIC_ERROR_FILE": str(error), "PYTHONPATH": str(tmp_path)},
             capture_output=True,
