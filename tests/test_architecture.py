@@ -1,6 +1,7 @@
 """The house's rules: who may import whom, and what must stay light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,8 +84,13 @@ def test_flows_and_tasks_import_without_torch():
     assert not loaded_by("import flows.finetune, flows.cluster_check") & {"torch", "transformers", "trl", "datasets"}
 
 
-def test_programs_are_imported_within_their_ranks_record():
-    assert not loaded_by("import tasks.training.__main__, tasks.inference.__main__") & {"torch", "transformers"}
+@pytest.mark.parametrize("program", ["tasks.training", "tasks.inference"])
+def test_a_program_is_imported_within_its_ranks_record(program):
+    """Without a spec there is no record yet."""
+    command = [sys.executable, "-X", "importtime", "-m", program]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert "usage: python -m" in done.stderr
+    assert not re.search(r"\| +(torch|transformers)$", done.stderr, re.M)
 
 
 def test_ranks_import_neither_prefect_nor_mlflow_nor_what_draws():
